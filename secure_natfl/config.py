@@ -1,0 +1,267 @@
+"""The configuration: frozen models, each key documented where it is defined.
+
+Three discriminators pick a kind: `system.kind`, `aggregation.kind` (with `custody`) and
+`privacy.mechanism`. What affects privacy stands in `privacy` and `system`; what affects only
+speed stands in `speed` and never enters the identity of a run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from protocols.chain import canonical, digest
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+Weight = Annotated[FiniteFloat, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+
+
+class Section(BaseModel):
+    """A frozen table of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Hospital(Section):
+    """What every hospital states: its group, how many sites it is split into, its networks."""
+
+    name: Name
+    group: Name = "all"
+    """Hospitals that agree share a group: one aggregate and one head of the central model each."""
+    sites: Positive = 1
+    """More than 1 splits the hospital into patient-disjoint *simulated* sites."""
+    architectures: Annotated[list[str], Field(min_length=1)]
+    """timm names, or "package.module:factory"; site i takes entry i modulo the list's length."""
+
+
+class PhantomHospital(_Hospital):
+    """Chest-X-ray-like phantoms, made on the spot; `hospital` names the look."""
+
+    kind: Literal["phantom"]
+    hospital: str
+    images: Positive = 300
+    positive_rate: Share = 0.5
+
+
+class PackHospital(_Hospital):
+    """An npz pack with `images`, `labels`, `class_names`, `source`, `group` and `cluster`."""
+
+    kind: Literal["npz"]
+    path: str
+    source: str = ""
+    unit: Literal["patient", "image"] = "image"
+
+
+class MedmnistHospital(_Hospital):
+    """A MedMNIST npz file; its classes by name, since the file does not name them."""
+
+    kind: Literal["medmnist"]
+    path: str
+    classes: list[str] = []
+
+
+class FolderHospital(_Hospital):
+    """Image files listed in a CSV manifest."""
+
+    kind: Literal["folder"]
+    path: str
+    manifest: str
+    patient_column: str = ""
+    uncertain: Literal["mask", "negative", "positive", "drop"] = "mask"
+    missing: Literal["mask", "negative", "positive", "drop"] = "mask"
+
+
+class DicomHospital(_Hospital):
+    """A folder of DICOM files, labelled by a CSV manifest or by an element of each file."""
+
+    kind: Literal["dicom"]
+    path: str
+    manifest: str = ""
+    label_tag: str = ""
+    classes: list[str] = []
+    frames: Literal["middle", "all"] = "middle"
+
+
+Hospital = Annotated[
+    PhantomHospital | PackHospital | MedmnistHospital | FolderHospital | DicomHospital,
+    Field(discriminator="kind"),
+]
+
+
+class Data(Section):
+    """Private images: where they lie and how they are split."""
+
+    root: str = "."
+    """Folder that relative paths of hospitals and proxies start from."""
+    size: Annotated[int, Field(ge=16, le=512)] = 64
+    """Side of the square grey image that every network sees, in pixels."""
+    test_fraction: Share = 0.3
+    split_seed: int = 0
+    hospitals: Annotated[list[Hospital], Field(min_length=1)]
+
+
+class Proxies(Section):
+    """The public set of natural images that logits are given on."""
+
+    kind: Literal["made", "npz", "medmnist", "folder", "cifar10", "stl10"] = "made"
+    path: str = ""
+    images: Positive = 2000
+    """How many images are made, or kept of a larger set."""
+    per_round: Positive = 800
+    """Images asked in one round; no image is asked twice."""
+    download: bool = False
+
+
+class Models(Section):
+    """Networks that are not a site's own choice, and the public start of all of them."""
+
+    central: str
+    weights: str = "none"
+    """"none", "hub", or a .safetensors file that fits every named architecture."""
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 4
+    """Epochs on the labelled natural images, public, before anything private is touched."""
+
+
+class NatImg(Section):
+    """NatIMG-FL: every weight set to 0 or part set to "off" is an ablation."""
+
+    kind: Literal["natimg-fl"] = "natimg-fl"
+    rounds: Positive = 2
+    local_epochs: Positive = 4
+    """Epochs of each personal model in each round."""
+    head_steps: Positive = 60
+    distill_epochs: Positive = 6
+    temperature: Annotated[FiniteFloat, Field(gt=0)] = 2.0
+    natural_weight: Weight = 1.0
+    alignment_weight: Weight = 0.5
+    distillation_weight: Weight = 1.0
+    beta: Literal["uniform", "entropy", "natural", "class"] = "natural"
+    """Fine-grained upward weight: per sample, or per sample × class ("class")."""
+    alpha: Literal["equal", "size"] = "size"
+    alpha_max: Annotated[int, Field(ge=1, le=16)] = 4
+    downward: Literal["off", "constant", "reliability"] = "reliability"
+    heads: Literal["group", "single"] = "group"
+
+
+class Ckks(Section):
+    """Ciphertexts added under encryption; a decryptor in a process of its own opens the sum."""
+
+    kind: Literal["ckks"] = "ckks"
+    custody: Literal["decryptor"] = "decryptor"
+    min_participants: Annotated[int, Field(ge=3)] = 3
+    min_effective: Annotated[FiniteFloat, Field(ge=2)] = 2.0
+
+
+class Plain(Section):
+    """No encryption: a baseline, and the positive control of attacks."""
+
+    kind: Literal["plain"]
+    min_participants: Annotated[int, Field(ge=3)] = 3
+    min_effective: Annotated[FiniteFloat, Field(ge=2)] = 2.0
+
+    @property
+    def custody(self) -> str:
+        """Nobody keeps a key."""
+        return "none"
+
+
+class ShardTeachers(Section):
+    """Teachers on disjoint shards of patients; their clipped integer sum is noised."""
+
+    mechanism: Literal["shard-teachers"] = "shard-teachers"
+    epsilon: Annotated[FiniteFloat, Field(gt=0)] = 8.0
+    """Of the worst client over all rounds, with `colluders` clients pooling what they know."""
+    delta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 1e-5
+    shards: Annotated[int, Field(ge=2)] = 20
+    clip: Annotated[FiniteFloat, Field(gt=0)] = 60.0
+    """Joint L2 norm of one teacher's whole answer (rows × (classes + denominators))."""
+    colluders: Annotated[int, Field(ge=1)] = 1
+    dropouts: Annotated[int, Field(ge=0)] = 0
+    max_images_per_patient: Positive = 4
+
+
+class NoNoise(Section):
+    """No noise, ε = ∞: what the plain published protocol gives."""
+
+    mechanism: Literal["none"]
+    speaking: Literal["network", "shards"] = "network"
+    """A fine-tuned network answers, or the same shard teachers without their noise."""
+    shards: Annotated[int, Field(ge=2)] = 20
+    clip: Annotated[FiniteFloat, Field(gt=0)] = 60.0
+    max_images_per_patient: Positive = 4
+
+
+class Ledger(Section):
+    """Where the sites keep their ledgers, and what they may spend there."""
+
+    folder: str = "auto"
+    """"auto": phantoms in the run folder, real images in the user's state folder, over all runs."""
+    budget_epsilon: Annotated[FiniteFloat, Field(gt=0)] | Literal["none"] = "none"
+
+
+class Run(Section):
+    """Name and randomness of a run."""
+
+    name: Name = "run"
+    seed: Annotated[int, Field(ge=0)] | Literal["system"] = "system"
+    """A number makes the run reproducible and *not private*: its noise is predictable."""
+    baselines: bool = True
+
+
+class Speed(Section):
+    """What changes only how fast a run is."""
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    """0: all cores."""
+    batch: Positive = 64
+
+
+class Config(Section):
+    """One run, whole."""
+
+    run: Run = Run()
+    data: Data
+    proxies: Proxies = Proxies()
+    models: Models
+    system: NatImg = NatImg()
+    aggregation: Annotated[Ckks | Plain, Field(discriminator="kind")] = Ckks()
+    privacy: Annotated[ShardTeachers | NoNoise, Field(discriminator="mechanism")] = ShardTeachers()
+    ledger: Ledger = Ledger()
+    speed: Speed = Speed()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        names = [hospital.name for hospital in self.data.hospitals]
+        if len(set(names)) != len(names):
+            raise ValueError("data.hospitals: two hospitals have the same name")
+        if self.system.rounds * self.proxies.per_round > self.proxies.images:
+            raise ValueError(
+                f"proxies.per_round: {self.system.rounds} rounds × {self.proxies.per_round} images "
+                f"are more than the {self.proxies.images} of the proxy set, and no image is asked "
+                f"twice; lower per_round to {self.proxies.images // self.system.rounds}"
+            )
+        return self
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of everything that can change a result; `speed` is left out."""
+        return digest(canonical(self.model_dump(mode="json", exclude={"speed"})))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the noise can be predicted."""
+        return self.run.seed != "system"
+
+    def site_names(self) -> dict[str, Any]:
+        """Site → its hospital's table, in the order of the file."""
+        return {name: hospital for hospital in self.data.hospitals for name in sites_of(hospital)}
+
+
+def sites_of(hospital: _Hospital) -> list[str]:
+    """The names of a hospital's sites: its own, or numbered from 1 where it is split."""
+    if hospital.sites == 1:
+        return [hospital.name]
+    return [f"{hospital.name}-{i + 1}" for i in range(hospital.sites)]

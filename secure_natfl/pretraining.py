@@ -1,0 +1,118 @@
+"""The public start of every network: trained on labelled natural images, before anything private.
+
+It depends on public inputs alone (architecture, images, labels, epochs, versions), so it is cached
+under the hash of these and shared by all runs and sites of a machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from protocols.chain import canonical, digest
+from secure_natfl.models import Network, build_backbone
+from secure_natfl.training import Naturals, Progress, Schedule, augment, fit
+
+_RATE = 2e-3
+_SEED = 20_26
+
+
+def cache_folder() -> Path:
+    """Where public pre-trainings are kept: $XDG_CACHE_HOME or ~/.cache, secure_natfl."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "secure_natfl" / "pretrained"
+
+
+def pretrained(
+    architecture: str,
+    naturals: Naturals,
+    *,
+    size: int,
+    classes: int,
+    groups: int = 1,
+    weights: str = "none",
+    epochs: int,
+    progress: Progress | None = None,
+) -> Network:
+    """A network of `architecture` after `epochs` on the natural images, from the cache if there.
+
+    The X-ray head is untrained. Deterministic for the same inputs on the same machine.
+    """
+    natural_classes = int(naturals.labels.max()) + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        backbone, features = build_backbone(architecture, size, weights)
+        network = Network(backbone, features, classes, natural_classes, groups)
+    if epochs == 0:
+        return network.eval()
+    file = cache_folder() / f"{_key(architecture, naturals, size, weights, epochs)}.safetensors"
+    if not _restore(network, file):
+        _pretrain(network, naturals, epochs, progress)
+        _keep(network, file)
+    return network.eval()
+
+
+def _pretrain(network: Network, naturals: Naturals, epochs: int, progress: Progress | None) -> None:
+    generator = torch.Generator().manual_seed(_SEED)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        _, logits = network(augment(naturals.images[rows], generator))
+        return functional.cross_entropy(logits, naturals.labels[rows])
+
+    schedule = Schedule(epochs, batch=64, rate=_RATE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        fit(network, loss, len(naturals.labels), schedule, generator, progress)
+
+
+def _key(architecture: str, naturals: Naturals, size: int, weights: str, epochs: int) -> str:
+    content = hashlib.sha256(naturals.images.numpy().tobytes())
+    content.update(naturals.labels.numpy().tobytes())
+    if weights not in ("none", "hub"):
+        content.update(Path(weights).read_bytes())
+    stated = {
+        "architecture": architecture,
+        "images": content.hexdigest(),
+        "size": size,
+        "weights": "file" if weights not in ("none", "hub") else weights,
+        "epochs": epochs,
+        "rate": _RATE,
+        "versions": [str(torch.__version__), str(timm.__version__)],
+    }
+    return digest(canonical(stated))
+
+
+def _learned(network: Network) -> dict[str, torch.Tensor]:
+    """Everything but the X-ray head, whose shape depends on the task."""
+    return {
+        name: tensor.contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.startswith("xray.")
+    }
+
+
+def _restore(network: Network, file: Path) -> bool:
+    try:
+        state = load_file(file)
+        network.load_state_dict(network.state_dict() | state)
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return True
+
+
+def _keep(network: Network, file: Path) -> None:
+    """Store for the next run; a cache that cannot be written costs time, not the run."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}")
+        save_file(_learned(network), part)
+        part.replace(file)
+    except OSError:
+        return

@@ -1,0 +1,300 @@
+"""Between a system's arrays and a released aggregate: mechanisms, ledgers, keys and the topology.
+
+`Protection` is made once per run. It gives each site its mechanism, plays each round through the
+chosen topology, and turns the released integers back into numbers. The order inside a site is
+fixed: bound, charge, noise, store, encrypt.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.chain import SigningKey, canonical, digest
+from protocols.errors import PrivacyError
+from protocols.ledger import Ledger, ReleaseKey
+from protocols.mechanisms import NoNoise, Released, ShardTeachers
+from protocols.messages import Floors, Group, RoundPlan
+from protocols.noise_plan import NoisePlan
+from protocols.outcome import Outcome
+from protocols.parties import Client, Server
+from protocols.policy import Enrolment, cap
+from protocols.quantize import Layout
+from protocols.rlwe import PK20_44
+from protocols.secagg import Decryptor, Plain, Topology, draft
+from protocols.transcript import Transcript
+from protocols.transport import DecryptorProcess, Wire
+from secure_natfl import __version__
+from secure_natfl.config import Config
+from secure_natfl.config import ShardTeachers as ShardTeachersTable
+from secure_natfl.federation import Federation
+from secure_natfl.seeds import Seeds
+from secure_natfl.site_state import open_ledger, secret, state_folder
+
+Contributions = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all parties agree on before the first round: α, groups, and each site's mechanism."""
+
+    alphas: dict[str, int]
+    groups: dict[str, list[str]]
+    mechanisms: Mapping[str, NoNoise | ShardTeachers]
+    noise: NoisePlan | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that the enrolment and every plan carry."""
+        stated = {
+            "alphas": self.alphas,
+            "groups": self.groups,
+            "mechanisms": {name: repr(m) for name, m in self.mechanisms.items()},
+        }
+        return digest(canonical(stated))
+
+    @property
+    def teachers(self) -> dict[str, float]:
+        """Group → Σα·M: the denominator where every answer counts the same."""
+        return {
+            group: float(sum(self.alphas[s] * self.mechanisms[s].shards for s in sites))
+            for group, sites in self.groups.items()
+        }
+
+
+def agree(
+    config: Config,
+    federation: Federation,
+    layout: Layout,
+    alphas: Mapping[str, int],
+    groups: Mapping[str, str],
+) -> Terms:
+    """Cap α until every group meets its floors, then calibrate. Spends nothing.
+
+    Raises PrivacyError or ConfigError with the number that would work.
+    """
+    floors = _floors(config)
+    members: dict[str, list[str]] = {}
+    for site, group in groups.items():
+        members.setdefault(group, []).append(site)
+    capped: dict[str, int] = {}
+    for sites in members.values():
+        capped |= cap({site: alphas[site] for site in sites}, floors)
+    for sites in members.values():
+        PK20_44.prove(sum(capped[site] for site in sites))
+    table = config.privacy
+    if not isinstance(table, ShardTeachersTable):
+        teachers = table.shards if table.speaking == "shards" else 1
+        silent = NoNoise.for_sites(
+            shards=dict.fromkeys(groups, teachers), clip_norm=table.clip, size=layout.size
+        )
+        return Terms(capped, members, silent, None)
+    _check_patients(table, federation)
+    noise = NoisePlan.calibrate(
+        epsilon=table.epsilon,
+        delta=table.delta,
+        rounds=config.system.rounds,
+        alphas=capped,
+        groups=groups,
+        colluders=table.colluders,
+        dropouts=table.dropouts,
+        shards=dict.fromkeys(groups, table.shards),
+        clip_norm=table.clip,
+        size=layout.size,
+    )
+    return Terms(capped, members, noise.mechanisms, noise)
+
+
+@dataclass
+class Spending:
+    """Seconds that protection took, by what it did."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Add to one step."""
+        self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+
+class Protection:
+    """All parties of a run but the models; a context manager that ends the decryptor's process."""
+
+    def __init__(
+        self,
+        config: Config,
+        federation: Federation,
+        terms: Terms,
+        layout: Layout,
+        session: str,
+        folder: Path,
+        seeds: Seeds,
+    ) -> None:
+        self.config, self.terms, self.layout, self.session = config, terms, layout, session
+        self.spending = Spending()
+        self._seeds = seeds
+        self._pending: Contributions = {}
+        sites = state_folder(config, folder)
+        self._process: DecryptorProcess | None = None
+        self.ledgers: dict[str, Ledger] = {}
+        self.transcript = Transcript(folder / "transcript")
+        try:
+            for site in federation.sites:
+                self.ledgers[site.name] = open_ledger(
+                    config, sites / site.name, site.name, site.records
+                )
+            self._require()
+            self._topology = self._assemble(federation, sites, folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def play(
+        self, round_number: int, rows: NDArray[np.int64], contributions: Contributions
+    ) -> tuple[Outcome, dict[str, NDArray[np.float64]]]:
+        """One round: every site's teachers [M, size] in, per group the released sum [size] out."""
+        self._pending = contributions
+        plan = draft(
+            self.enrolment,
+            self.transcript,
+            round_number=round_number,
+            groups=self._groups(),
+            layout=digest(canonical(self._described_layout())),
+            size=self.layout.size,
+            subset=rows,
+        )
+        outcome = self._topology.play(plan)
+        for seconds in outcome.cost.protect.values():
+            self.spending.add("encrypt and sign", seconds)
+        self.spending.add("aggregate", outcome.cost.aggregate)
+        self.spending.add("open", outcome.cost.open)
+        grid = next(iter(self.terms.mechanisms.values())).grid
+        return outcome, {
+            group: grid.dequantise(found.integers) for group, found in outcome.aggregates.items()
+        }
+
+    def close(self) -> None:
+        """End the decryptor's process and close every file."""
+        if self._process is not None:
+            self._process.close()
+        for ledger in self.ledgers.values():
+            ledger.close()
+        self.transcript.close()
+
+    def __enter__(self) -> Protection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _assemble(self, federation: Federation, sites: Path, folder: Path) -> Topology:
+        server_key = SigningKey(secret(folder / "server", "signing", os.urandom))
+        holder = server_key.public
+        if self.config.aggregation.kind == "ckks":
+            self._process = DecryptorProcess(folder / "decryptor")
+            holder = self._process.verify_key
+        keys = {
+            site.name: SigningKey(secret(sites / site.name, "signing", os.urandom))
+            for site in federation.sites
+        }
+        self.enrolment = Enrolment(
+            session=self.session,
+            server=server_key.public.hex(),
+            holder=holder.hex(),
+            clients={name: key.public.hex() for name, key in keys.items()},
+            preset=PK20_44.name,
+            proxies=federation.proxy_digest,
+            terms=self.terms.digest,
+            floors=_floors(self.config),
+        )
+        wire = Wire(self.transcript)
+        server = Server(server_key, self.enrolment)
+        clients = {
+            name: Client(name, key, self.enrolment, self._releaser(name))
+            for name, key in keys.items()
+        }
+        if self._process is None:
+            return Plain(server, clients, wire)
+        self._process.enrol(self.enrolment)
+        wire.connect("decryptor", self._process)
+        return Decryptor(server, clients, wire)
+
+    def _releaser(self, site: str):  # type: ignore[no-untyped-def]
+        mechanism, ledger = self.terms.mechanisms[site], self.ledgers[site]
+
+        def release(plan: RoundPlan) -> Released:
+            start = time.perf_counter()
+            bounded = mechanism.bound(self._pending[site], self.layout)
+            self.spending.add("quantise and clip", time.perf_counter() - start)
+            start = time.perf_counter()
+            random = self._seeds.protective(os.urandom, "noise", site, plan.round)
+            released = mechanism.release(
+                bounded, ledger, ReleaseKey(plan.session, plan.round), random
+            )
+            self.spending.add("charge, noise and store", time.perf_counter() - start)
+            return released
+
+        return release
+
+    def _groups(self) -> list[Group]:
+        return [
+            Group(
+                name=group,
+                participants=tuple(sites),
+                alphas=tuple(self.terms.alphas[site] for site in sites),
+            )
+            for group, sites in self.terms.groups.items()
+        ]
+
+    def _described_layout(self) -> list[list[str | int]]:
+        return [[s.name, s.rows, s.columns] for s in self.layout.segments]
+
+    def _require(self) -> None:
+        """Every ledger must be able to pay for all rounds before the first is played."""
+        for site, ledger in self.ledgers.items():
+            left = sum(
+                ledger.stored(ReleaseKey(self.session, r)) is None
+                for r in range(self.config.system.rounds)
+            )
+            if left:
+                ledger.require(self.terms.mechanisms[site].event(), left)
+
+
+def _floors(config: Config) -> Floors:
+    table = config.aggregation
+    return Floors(participants=table.min_participants, effective=table.min_effective)
+
+
+def _check_patients(table: ShardTeachersTable, federation: Federation) -> None:
+    """δ must be below one patient's share, and a shard must expect at least three patients."""
+    for site in federation.sites:
+        if table.delta >= 1 / site.patients:
+            raise PrivacyError(
+                f"δ = {table.delta:g} is not below 1/{site.patients} {site.unit}s",
+                where=f"privacy.delta, {site.name}",
+                why="such a δ allows to publish one of them whole",
+                fix=f"set it to at most {0.1 / site.patients:.1g}",
+            )
+        if site.patients < 3 * table.shards:
+            raise PrivacyError(
+                f"{table.shards} shards for {site.patients} {site.unit}s leave shards empty",
+                where=f"privacy.shards, {site.name}",
+                fix=f"set it to at most {site.patients // 3}",
+            )
+
+
+def session_of(config: Config, federation: Federation, nonce: str) -> str:
+    """The session's id: configuration, version, proxy set, and a nonce that no other run has."""
+    stated = [config.identity, __version__, federation.proxy_digest, nonce]
+    return digest(canonical(stated))[:32]

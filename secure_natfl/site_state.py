@@ -1,0 +1,67 @@
+"""What a site keeps on its own disk: its secrets and its ledger.
+
+Phantoms belong to the run and stay in its folder. Real images outlive a run, and so does the
+ledger that charges them: it stays in the user's state folder and spans all runs, unless
+`ledger.folder` names another place.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from protocols.errors import RunFolderError
+from protocols.ledger import Ledger
+from protocols.chain import RandomBytes
+from secure_natfl.config import Config, PhantomHospital
+from secure_natfl.data.records import Records
+
+
+def state_folder(config: Config, run_folder: Path) -> Path:
+    """The folder that holds one folder per site."""
+    if config.ledger.folder != "auto":
+        return Path(config.ledger.folder)
+    if all(isinstance(hospital, PhantomHospital) for hospital in config.data.hospitals):
+        return run_folder / "sites"
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "secure_natfl" / "sites"
+
+
+def secret(folder: Path, name: str, random: RandomBytes) -> bytes:
+    """32 secret bytes kept under `name` in a site's folder; drawn once, readable by its owner."""
+    file = folder / f"{name}.key"
+    try:
+        if file.exists():
+            return file.read_bytes()
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = random(32)
+        part = file.with_suffix(".part")
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(drawn)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    except OSError as error:
+        raise RunFolderError(
+            "a site's secret cannot be kept",
+            where=str(folder),
+            why=str(error),
+            fix="make the folder writable, or name another in ledger.folder",
+        ) from None
+    return drawn
+
+
+def open_ledger(config: Config, folder: Path, site: str, records: Records) -> Ledger:
+    """The site's ledger for these patients, at `folder`/ledger.db.
+
+    Patients are recognised under the site's own key, so nobody else can test for one.
+    """
+    patients = records.patients_digest(secret(folder, "patients", os.urandom))
+    budget = config.ledger.budget_epsilon
+    return Ledger(
+        folder / "ledger.db",
+        site,
+        patients,
+        budget_epsilon=None if budget == "none" else budget,
+        delta=getattr(config.privacy, "delta", 1e-5),
+    )

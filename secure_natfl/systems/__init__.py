@@ -1,0 +1,1 @@
+"""The federated systems: one readable file each, free of keys, noise and messages."""

@@ -1,0 +1,310 @@
+"""NatIMG-FL, reconstructed: local models speak on natural images, dual weights merge them.
+
+Source: NatIMG-FL, IEEE TPAMI 2026, doi 10.1109/TPAMI.2026.3704679. Only its abstract is public
+and no code is known, so this is a *reconstruction* from the abstract's two parts and the
+neighbouring literature; none of the paper's figures is claimed.
+
+(1) Augmented local training: labelled natural images are auxiliary supervision, and private
+records are aligned to the statistics of public ones. (2) Dual weights: upwards α (client) × β
+(per sample, or per sample × class), downwards w↓ (per client and sample). A central model is
+distilled from the released aggregate, one head per group of hospitals, and its answers flow back.
+
+This file knows nothing of keys, noise or messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from protocols.quantize import Layout, Segment
+from secure_natfl.config import Config, NatImg
+from secure_natfl.federation import Federation, Site
+from secure_natfl.fine_tuning import LocalLoss, Target, Teacher, distil, fine_tune, fresh
+from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch
+from secure_natfl.models import Network
+from secure_natfl.seeds import Seeds
+from secure_natfl.systems.betas import BETAS, Answer
+from secure_natfl.systems.speaking import Speaking, heads_answer, network_answer, train_heads
+from secure_natfl.training import Progress, Schedule, answers_of, features_of, logits_of
+
+NAME = "natimg-fl"
+RECONSTRUCTION = (
+    "NatIMG-FL (IEEE TPAMI 2026, doi:10.1109/TPAMI.2026.3704679), a reconstruction from the "
+    "abstract and neighbouring work: the paper's text and code are not public, and none of its "
+    "figures is claimed."
+)
+Rows = NDArray[np.int64]
+Matrix = NDArray[np.float64]
+
+_PERSONAL_RATE = 1e-3
+_CENTRAL_RATE = 2e-3
+_DECAY = 1e-3
+_FEWEST = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Returned:
+    """What the server returned to a group: answers [n, C] on all `rows` asked so far."""
+
+    rows: Rows
+    logits: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Released:
+    """What everybody may know after a round: all rows asked so far, and per group Z and trust.
+
+    logits: group → [n, C]. trust: group → ω [n] ≥ 0 with mean 1.
+    """
+
+    rows: Rows
+    logits: dict[str, Tensor]
+    trust: dict[str, Tensor]
+
+    def followed_by(self, later: Released) -> Released:
+        """This and a later round's rows as one."""
+        return Released(
+            np.concatenate([self.rows, later.rows]),
+            {g: torch.cat([z, later.logits[g]]) for g, z in self.logits.items()},
+            {g: torch.cat([w, later.trust[g]]) for g, w in self.trust.items()},
+        )
+
+
+class NatImgFL:
+    """The system: `weights` and `contribute` at sites, `read` and `absorb` at the server, then
+    `personalise` at sites again.
+    """
+
+    def __init__(self, config: Config, federation: Federation, seeds: Seeds) -> None:
+        self.options: NatImg = config.system
+        self.federation, self.seeds = federation, seeds
+        self.heads = list(federation.groups) if config.system.heads == "group" else ["all"]
+        self._batch = config.speed.batch
+        self._beta = BETAS[config.system.beta]
+
+    def group_of(self, site: Site) -> str:
+        """The one aggregate that a site enters."""
+        return site.group if self.options.heads == "group" else "all"
+
+    def weights(self) -> dict[str, int]:
+        """α of every site: 1, or its declared size against the smallest of its group, capped."""
+        if self.options.alpha == "equal":
+            return {site.name: 1 for site in self.federation.sites}
+        smallest: dict[str, int] = {}
+        for site in self.federation.sites:
+            group = self.group_of(site)
+            smallest[group] = min(smallest.get(group, site.patients), site.patients)
+        return {
+            site.name: min(
+                self.options.alpha_max, round(site.patients / smallest[self.group_of(site)])
+            )
+            for site in self.federation.sites
+        }
+
+    def layout(self, rows: int) -> Layout:
+        """The released matrix: numerators [rows, C] and, where β is used, denominators."""
+        classes = len(self.federation.task.classes)
+        segments = [Segment("numerators", rows, classes)]
+        if self._beta is not None:
+            per_class = self.options.beta == "class"
+            segments.append(Segment("denominators", rows, classes if per_class else 1))
+        return Layout(tuple(segments))
+
+    # At a site, upwards.
+
+    def contribute(
+        self, speaking: Speaking, rows: Rows, round_number: int, returned: Returned | None
+    ) -> Matrix:
+        """Train what speaks, ask it about the proxies `rows`, weight by β → [M, layout size]."""
+        return self.weighted(self.speak(speaking, rows, round_number, returned), rows)
+
+    def speak(
+        self,
+        speaking: Speaking,
+        rows: Rows,
+        round_number: int,
+        returned: Returned | None,
+        images: Tensor | None = None,
+    ) -> Answer:
+        """The speaking model's answer on the proxies `rows`, or on other `images` as a control."""
+        generator = self.seeds.torch("speak", speaking.site.name, round_number)
+        if speaking.shards is None:
+            network = self._speaking_network(speaking, returned, generator)
+            asked = self.federation.naturals.images[rows] if images is None else images
+            return network_answer(network, speaking.site, asked)
+        backbone, multi_label = speaking.backbone, self.federation.task.multi_label
+        heads = train_heads(
+            backbone,
+            speaking.shards,
+            PublicBatch(backbone.features, self.federation.naturals.labels),
+            None
+            if returned is None
+            else Knowledge(backbone.features[returned.rows], returned.logits),
+            HeadLoss(
+                natural=self.options.natural_weight,
+                alignment=self.options.alignment_weight,
+                distillation=self.options.distillation_weight,
+                decay=_DECAY,
+            ),
+            self.options.head_steps,
+            self.options.temperature,
+            generator,
+            multi_label=multi_label,
+        )
+        if images is None:
+            features = backbone.features[rows]
+        else:
+            features = backbone.standardised(features_of(backbone.network.backbone, images))
+        return heads_answer(heads, speaking.shards, features, multi_label=multi_label)
+
+    def weighted(self, answer: Answer, rows: Rows) -> Matrix:
+        """Centre over classes (single-label), multiply by β, append β: [M, layout size]."""
+        logits = answer.xray
+        if not answer.multi_label:
+            logits = logits - logits.mean(-1, keepdim=True)
+        matrices = {"numerators": logits}
+        if self._beta is not None:
+            beta = self._beta(answer, self.federation.naturals.labels[rows])
+            matrices = {"numerators": beta * logits, "denominators": beta}
+        layout = self.layout(len(rows))
+        return np.stack(
+            [
+                layout.pack({name: matrix[m].double().numpy() for name, matrix in matrices.items()})
+                for m in range(len(logits))
+            ]
+        )
+
+    # At the server.
+
+    def read(
+        self, rows: Rows, sums: Mapping[str, Matrix], teachers: Mapping[str, float]
+    ) -> Released:
+        """Z = N / D per group, from released sums; where nothing was appended D is Σα·M.
+
+        A row whose denominator fell below a quarter of the usual gets no trust: its quotient
+        would be mostly noise.
+        """
+        layout = self.layout(len(rows))
+        logits, trust = {}, {}
+        for group, vector in sums.items():
+            parts = {k: torch.from_numpy(m).float() for k, m in layout.unpack(vector).items()}
+            shape = (len(rows), 1)
+            weight = parts.get("denominators", torch.full(shape, teachers[group]))
+            usual = weight.median(0).values.clamp_min(1e-6)
+            logits[group] = parts["numerators"] / torch.maximum(weight, _FEWEST * usual)
+            relative = (weight / usual).mean(1)
+            omega = torch.where(relative < _FEWEST, 0.0, relative.clamp_max(1 / _FEWEST))
+            trust[group] = omega / omega.mean().clamp_min(1e-6)
+        return Released(rows, logits, trust)
+
+    def absorb(
+        self,
+        central: Network,
+        released: Released,
+        round_number: int,
+        progress: Progress | None = None,
+        images: Tensor | None = None,
+    ) -> float:
+        """Distil the central model from all that was released; `images` are a control's proxies."""
+        naturals = self.federation.naturals
+        target = Target(
+            naturals.images[released.rows] if images is None else images,
+            torch.stack([released.logits[g] for g in self.heads], 1),
+            torch.stack([released.trust[g] for g in self.heads], 1).unsqueeze(-1),
+            naturals.labels[released.rows] if images is None else None,
+        )
+        return distil(
+            central,
+            target,
+            self.options.natural_weight,
+            Schedule(self.options.distill_epochs, self._batch, _CENTRAL_RATE),
+            self.seeds.torch("absorb", round_number),
+            progress,
+            multi_label=self.federation.task.multi_label,
+        )
+
+    def returned(self, central: Network, rows: Rows, group: str) -> Returned:
+        """What the server returns to a group: its head's answers on every proxy asked so far."""
+        logits = logits_of(central, self.federation.naturals.images[rows])
+        return Returned(rows, logits[:, self.heads.index(group)])
+
+    # At a site, downwards.
+
+    def personalise(
+        self,
+        personal: Network,
+        site: Site,
+        central: Network,
+        returned: Returned,
+        round_number: int,
+        progress: Progress | None = None,
+    ) -> float:
+        """Fine-tune the site's own network with the whole local loss; it never speaks."""
+        down = self._downward(personal, central, returned.rows)
+        return fine_tune(
+            personal,
+            site.train,
+            self.federation.naturals,
+            self._local_loss(distillation=down is not None),
+            None if down is None else _teacher(returned, down),
+            Schedule(self.options.local_epochs, self._batch // 2, _PERSONAL_RATE),
+            self.seeds.torch("personalise", site.name, round_number),
+            progress,
+        )
+
+    def _downward(self, personal: Network, central: Network, rows: Rows) -> Tensor | None:
+        """w↓ = r_F/(r_F + r_k) per sample, r = exp(−CE/2) of the natural heads; never leaves."""
+        if self.options.downward == "off":
+            return None
+        if self.options.downward == "constant":
+            return torch.full((len(rows),), 0.5)
+        naturals = self.federation.naturals
+        theirs, own = (
+            torch.exp(
+                -functional.cross_entropy(
+                    answers_of(network, naturals.images[rows])[1],
+                    naturals.labels[rows],
+                    reduction="none",
+                )
+                / 2
+            )
+            for network in (central, personal)
+        )
+        return theirs / (theirs + own).clamp_min(1e-6)
+
+    def _local_loss(self, *, distillation: bool) -> LocalLoss:
+        return LocalLoss(
+            self.options.natural_weight,
+            self.options.alignment_weight,
+            self.options.distillation_weight if distillation else 0.0,
+            self.options.temperature,
+        )
+
+    def _speaking_network(
+        self, speaking: Speaking, returned: Returned | None, generator: torch.Generator
+    ) -> Network:
+        """One network trained for speaking alone, from the public start, with the local loss."""
+        classes = len(self.federation.task.classes)
+        network = fresh(speaking.backbone.network, classes, generator)
+        epochs = self.options.local_epochs * self.options.rounds
+        fine_tune(
+            network,
+            speaking.site.train,
+            self.federation.naturals,
+            self._local_loss(distillation=True),
+            None if returned is None else _teacher(returned, torch.ones(len(returned.rows))),
+            Schedule(epochs, self._batch // 2, _PERSONAL_RATE),
+            generator,
+        )
+        return network
+
+
+def _teacher(returned: Returned, weight: Tensor) -> Teacher:
+    return Teacher(torch.from_numpy(returned.rows), returned.logits, weight)

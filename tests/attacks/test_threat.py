@@ -1,0 +1,90 @@
+import os
+
+import numpy as np
+import pytest
+
+from attacks.threat import Capability, Coalition, ThreatError, ThreatModel, capabilities
+from protocols.chain import SigningKey
+from protocols.envelope import seal
+from protocols.messages import Contribution, Floors, Group, Opening, RoundPlan
+from protocols.transcript import Transcript
+
+AT = {"session": "study", "round": 1, "attempt": 1}
+KEY = SigningKey.generate(os.urandom)
+
+
+def plan(size):
+    some = "1" * 64
+    return RoundPlan(
+        **AT,
+        sender="server",
+        version="0.1.0",
+        proxies=some,
+        groups=(Group(name="g", participants=("a", "b"), alphas=(1, 1)),),
+        preset="pk20-44",
+        layout=some,
+        size=size,
+        terms=some,
+        floors=Floors(),
+        holder=some,
+        body=np.arange(3, dtype="<u4").tobytes(),
+    )
+
+
+@pytest.fixture
+def transcript(tmp_path):
+    """A plan to a and b, one clear upload of each, one opening to a."""
+    with Transcript(tmp_path / "transcript") as record:
+        record.append(seal(plan(size=5), KEY), "server", ("a", "b"))
+        for name in "ab":
+            sent = Contribution(**AT, sender=name, plan="2" * 64, group="g", body=bytes(20))
+            record.append(seal(sent, KEY), name, ("server",))
+        fields = {"plan": "2" * 64, "group": "g", "request": "3" * 64, "sha256": "4" * 64}
+        opening = Opening(**AT, sender="decryptor", **fields, body=bytes(40))
+        record.append(seal(opening, KEY), "decryptor", ("server", "a"))
+        yield record
+
+
+def test_a_view_gives_what_its_messages_give(transcript):
+    clear = {Capability.PLANS, Capability.CONTRIBUTIONS, Capability.CLEAR_CONTRIBUTIONS}
+    assert capabilities(transcript.view({"server"})) == clear | {Capability.AGGREGATES}
+    assert capabilities(transcript.view({"b"})) == clear
+    assert capabilities(transcript.view({"decryptor"})) == {Capability.AGGREGATES}
+    assert capabilities(transcript.view({"z"})) == frozenset()
+    assert len(transcript.view({"a", "b"}).of(Contribution)) == 2
+
+
+def test_ciphertexts_are_not_clear(tmp_path):
+    with Transcript(tmp_path / "other") as record:
+        record.append(seal(plan(size=6), KEY), "server", ("a",))
+        sent = Contribution(**AT, sender="a", plan="2" * 64, group="g", body=bytes(20))
+        record.append(seal(sent, KEY), "a", ("server",))
+        assert Capability.CLEAR_CONTRIBUTIONS not in capabilities(record.view({"server"}))
+
+
+def model(*needs, knows=(), members=("server",)):
+    coalition = Coalition(frozenset(members))
+    return ThreatModel("label inference", coalition, frozenset(needs), frozenset(knows))
+
+
+def test_an_attack_whose_adversary_has_what_it_needs_is_admitted(transcript):
+    threat = model(Capability.AGGREGATES, Capability.PLANS, knows=["proxies"])
+    threat.admit(threat.coalition.view(transcript), {"proxies": np.zeros(3)})
+
+
+def test_what_is_missing_or_undeclared_refuses_the_attack(transcript):
+    view = transcript.view({"server"})
+    refusals = [
+        (model(Capability.WEIGHTED_SUMS), view, (), "does not see weighted sums"),
+        (model(members=["server", "a"]), view, (), "view is that of server"),
+        (model(knows=["proxies"]), view, (), "missing: \\['proxies'\\]"),
+        (model(), view, ("labels",), "undeclared: \\['labels'\\]"),
+    ]
+    for threat, seen, knowledge, why in refusals:
+        with pytest.raises(ThreatError, match=why):
+            threat.admit(seen, knowledge)
+
+
+def test_a_coalition_says_who_and_how():
+    assert str(Coalition(frozenset({"server", "a"}))) == "a + server (honest but curious)"
+    assert str(Coalition(frozenset({"network"}), active=True)) == "network (active)"
