@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from protocols.chain import RandomBytes
 from protocols.errors import NatflError, ProtocolError, RunFolderError
 from protocols.holder import Holder
-from protocols.keyfile import signing_key
+from protocols.keyfile import signing_key, write_private
 from protocols.policy import Enrolment
 from protocols.transport import read_frame, write_frame
 
@@ -60,7 +60,8 @@ def _enrolment(path: Path, text: bytes) -> Enrolment:
         enrolment = Enrolment.model_validate_json(text)
     except ValidationError as error:
         raise ProtocolError("enrolment cannot be read", where=str(path), why=str(error)) from error
-    path.write_bytes(text)
+    if not path.exists():
+        write_private(path, text)
     return enrolment
 
 

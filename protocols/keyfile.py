@@ -1,4 +1,4 @@
-"""A party's signing key on its own disk, so that it is the same party after a restart."""
+"""What a party keeps on its own disk, so that it is the same party after a restart."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def signing_key(path: Path, random: RandomBytes) -> SigningKey:
     """
     try:
         if not path.exists():
-            _write(path, SigningKey.generate(random).private_bytes())
+            write_private(path, SigningKey.generate(random).private_bytes())
         return SigningKey(path.read_bytes())
     except OSError as error:
         raise RunFolderError(
@@ -25,11 +25,12 @@ def signing_key(path: Path, random: RandomBytes) -> SigningKey:
         ) from error
 
 
-def _write(path: Path, secret: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """Make a file for its owner alone: after a crash it is whole, or not there."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -48,6 +48,7 @@ _ADVICE = {
         "make the file writable, or move it from a network share to a local disk",
     ),
     "SQLITE_IOERR": ("the disk does not answer properly", "check the disk, then resume"),
+    "SQLITE_CONSTRAINT": ("its rules refuse the change", "add a line first, and attach once"),
     "SQLITE_NOTADB": ("it is no ledger, or it is damaged", "restore the last backup of the file"),
     "SQLITE_CORRUPT": ("it is damaged", "restore the last backup of the file"),
 }

@@ -176,6 +176,7 @@ class ShardTeachers(Section):
     """Of the worst client over all rounds, with `colluders` clients pooling what they know."""
     delta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 1e-5
     shards: Annotated[int, Field(ge=2)] = 20
+    """Teachers of a site; fewer where it has under three patients for each."""
     clip: Annotated[FiniteFloat, Field(gt=0)] = 60.0
     """Joint L2 norm of one teacher's whole answer (rows × (classes + denominators))."""
     colluders: Annotated[int, Field(ge=1)] = 1

@@ -61,6 +61,13 @@ def score(predictions: Sequence[Floats], truth: Truth, seed: int = 0) -> Scores:
     )
 
 
+def auroc_of(predictions: Sequence[Floats], truth: Truth) -> float | None:
+    """The models' mean AUROC on the sample itself; None where no class has both sides."""
+    once = np.ones((1, len(truth.patients)))
+    found = [_mean_over_classes(p, truth, once, auroc) for p in predictions]
+    return float(np.mean([f[0] for f in found if f is not None])) if found[0] is not None else None
+
+
 def auroc(p: Floats, truth: NDArray[np.bool_], weights: Floats) -> Floats:
     """Probability that a positive outranks a negative, ties counting half."""
     order = np.argsort(p, kind="stable")

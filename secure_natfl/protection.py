@@ -38,6 +38,9 @@ from secure_natfl.federation import Federation
 from secure_natfl.seeds import Seeds
 from secure_natfl.site_state import open_ledger, secret, state_folder
 
+PATIENTS_PER_SHARD = 3
+"""Expected patients of a shard, at least: with fewer many shards would be empty."""
+
 Contributions = Mapping[str, NDArray[np.float64]]
 
 
@@ -91,9 +94,8 @@ def agree(
         PK20_44.prove(sum(capped[site] for site in sites))
     table = config.privacy
     if not isinstance(table, ShardTeachersTable):
-        teachers = table.shards if table.speaking == "shards" else 1
         silent = NoNoise.for_sites(
-            shards=dict.fromkeys(groups, teachers), clip_norm=table.clip, size=layout.size
+            shards=teachers_of(config, federation), clip_norm=table.clip, size=layout.size
         )
         return Terms(capped, members, silent, None)
     _check_patients(table, federation)
@@ -105,11 +107,25 @@ def agree(
         groups=groups,
         colluders=table.colluders,
         dropouts=table.dropouts,
-        shards=dict.fromkeys(groups, table.shards),
+        shards=teachers_of(config, federation),
         clip_norm=table.clip,
         size=layout.size,
     )
     return Terms(capped, members, noise.mechanisms, noise)
+
+
+def teachers_of(config: Config, federation: Federation) -> dict[str, int]:
+    """Site → number of teachers: `privacy.shards`, or fewer where a shard would be left empty.
+
+    Depends on declared figures alone.
+    """
+    table = config.privacy
+    if not isinstance(table, ShardTeachersTable) and table.speaking == "network":
+        return {site.name: 1 for site in federation.sites}
+    return {
+        site.name: min(table.shards, site.patients // PATIENTS_PER_SHARD)
+        for site in federation.sites
+    }
 
 
 @dataclass
@@ -277,7 +293,7 @@ def _floors(config: Config) -> Floors:
 
 
 def _check_patients(table: ShardTeachersTable, federation: Federation) -> None:
-    """δ must be below one patient's share, and a shard must expect at least three patients."""
+    """δ must be below one patient's share, and every site must fill two shards."""
     for site in federation.sites:
         if table.delta >= 1 / site.patients:
             raise PrivacyError(
@@ -286,11 +302,12 @@ def _check_patients(table: ShardTeachersTable, federation: Federation) -> None:
                 why="such a δ allows to publish one of them whole",
                 fix=f"set it to at most {0.1 / site.patients:.1g}",
             )
-        if site.patients < 3 * table.shards:
+        if site.patients < 2 * PATIENTS_PER_SHARD:
             raise PrivacyError(
-                f"{table.shards} shards for {site.patients} {site.unit}s leave shards empty",
-                where=f"privacy.shards, {site.name}",
-                fix=f"set it to at most {site.patients // 3}",
+                f"{site.patients} {site.unit}s are too few for two shards",
+                where=site.name,
+                why=f"a shard takes {PATIENTS_PER_SHARD} at least, or some stay empty",
+                fix="leave the site out, or join it with another",
             )
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from protocols.chain import RandomBytes
 from protocols.errors import RunFolderError
 from protocols.ledger import Ledger
-from protocols.chain import RandomBytes
 from secure_natfl.config import Config, PhantomHospital
 from secure_natfl.data.records import Records
 

@@ -43,8 +43,8 @@ RECONSTRUCTION = (
 Rows = NDArray[np.int64]
 Matrix = NDArray[np.float64]
 
-_PERSONAL_RATE = 1e-3
-_CENTRAL_RATE = 2e-3
+PERSONAL_RATE = 1e-3
+CENTRAL_RATE = 2e-3
 _DECAY = 1e-3
 _FEWEST = 0.25
 
@@ -224,7 +224,7 @@ class NatImgFL:
             central,
             target,
             self.options.natural_weight,
-            Schedule(self.options.distill_epochs, self._batch, _CENTRAL_RATE),
+            Schedule(self.options.distill_epochs, self._batch, CENTRAL_RATE),
             self.seeds.torch("absorb", round_number),
             progress,
             multi_label=self.federation.task.multi_label,
@@ -254,7 +254,7 @@ class NatImgFL:
             self.federation.naturals,
             self._local_loss(distillation=down is not None),
             None if down is None else _teacher(returned, down),
-            Schedule(self.options.local_epochs, self._batch // 2, _PERSONAL_RATE),
+            Schedule(self.options.local_epochs, self._batch // 2, PERSONAL_RATE),
             self.seeds.torch("personalise", site.name, round_number),
             progress,
         )
@@ -300,7 +300,7 @@ class NatImgFL:
             self.federation.naturals,
             self._local_loss(distillation=True),
             None if returned is None else _teacher(returned, torch.ones(len(returned.rows))),
-            Schedule(epochs, self._batch // 2, _PERSONAL_RATE),
+            Schedule(epochs, self._batch // 2, PERSONAL_RATE),
             generator,
         )
         return network

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -8,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocols.chain import digest
+from protocols.chain import canonical, digest
+from protocols.decryptor import serve
 from protocols.envelope import identity, kind_of, outline, seal
 from protocols.errors import ProtocolError, RunFolderError
+from protocols.keyfile import signing_key
 from protocols.messages import OpeningRequest, Refusal, RoundKey
 from protocols.policy import SERVER
 from protocols.residues import pack, weighted_sum
 from protocols.rlwe import PK20_44
 from protocols.tenseal_ckks import PublicKey, encrypt
-from protocols.transport import DecryptorProcess
+from protocols.transport import DecryptorProcess, read_frame, write_frame
 
 
 class Attempt:
@@ -459,10 +462,43 @@ def test_an_enrolment_that_cannot_be_read_ends_it_in_one_line(world, capfd):
     assert "Traceback" not in error
 
 
+def test_serving_says_the_key_first_then_answers_until_its_input_ends(world):
+    key = signing_key(world.folder / "key", os.urandom)
+    enrolment = world.enrolment(key.public)
+    plan = seal(world.plan(enrolment=enrolment), world.server_key)
+    inward, outward = io.BytesIO(), io.BytesIO()
+    for blob in (canonical(enrolment.model_dump(mode="json")), b"nonsense", plan):
+        write_frame(inward, blob)
+    inward.seek(0)
+    serve(world.folder, inward, outward, os.urandom)
+    outward.seek(0)
+    public, refusal, round_key = (read_frame(outward) for _ in range(3))
+    assert public == key.public
+    assert (kind_of(refusal), kind_of(round_key)) == (Refusal, RoundKey)
+    assert read_frame(outward) is None
+
+
+def test_a_crash_while_it_was_enrolled_leaves_no_half_enrolment(world):
+    (world.folder / "enrolment.part").write_bytes(b'{"clients"')
+    text = canonical(world.enrolment().model_dump(mode="json"))
+    for _ in range(2):
+        inward = io.BytesIO()
+        write_frame(inward, text)
+        inward.seek(0)
+        serve(world.folder, inward, io.BytesIO(), os.urandom)
+        assert (world.folder / "enrolment.json").read_bytes() == text
+
+
+def test_serving_nobody_ends_at_once(world):
+    outward = io.BytesIO()
+    serve(world.folder, io.BytesIO(), outward, os.urandom)
+    assert len(outward.getvalue()) == 4 + 32
+
+
 def test_a_changed_journal_is_not_trusted(begin, world):
     begin()
     (blob,) = (world.folder / "decryptor/journal/messages").iterdir()
-    blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
+    blob.write_bytes(blob.read_bytes()[:-1])
     with pytest.raises(RunFolderError, match="changed"):
         world.holder()
 

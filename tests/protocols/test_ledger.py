@@ -113,6 +113,16 @@ def test_integers_are_stored_after_a_charge_and_once(path: Path) -> None:
         np.testing.assert_array_equal(ledger.stored(key(0)), DRAWN)
 
 
+def test_the_file_itself_refuses_integers_without_a_charge(path: Path) -> None:
+    with open_ledger(path) as ledger:
+        with pytest.raises(LedgerError, match="its rules refuse the change"):
+            ledger._file.attach(1, b"integers")
+        ledger.charge(key(0), EVENT)
+        ledger._file.attach(1, b"integers")
+        with pytest.raises(LedgerError, match="its rules refuse the change"):
+            ledger._file.attach(1, b"others")
+
+
 def test_patient_sets_share_a_ledger_and_add_up_apart(path: Path) -> None:
     with open_ledger(path, patients="p") as ledger:
         ledger.charge(key(0), EVENT)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from protocols.chain import digest
+from protocols.envelope import outline, seal
 from protocols.errors import NatflError, ProtocolError
 from protocols.messages import Contribution, Opening, OpeningRequest, RoundKey, RoundPlan
 from protocols.parties import Server
@@ -122,3 +123,36 @@ def test_openings_reach_their_own_group_only(world):
         openings = world.transcript.view({client}).of(Opening)
         assert [opening.group for opening in openings] == [group]
     assert len(world.transcript.view({DECRYPTOR}).of(Opening)) == 2
+
+
+def test_a_refusal_is_said_to_be_one_and_nothing_is_opened(world):
+    topology = world.beside()
+    topology.play(world.plan(1))
+    with pytest.raises(ProtocolError, match="decryptor refused"):
+        topology.play(world.plan(2, subset=[10, 11]))
+    assert [e.round for e in world.transcript.entries if e.kind == "opening"].count(2) == 0
+
+
+def test_keys_and_openings_of_another_plan_are_not_accepted(world):
+    world.beside().play(world.plan())
+    record = {entry.kind: world.transcript.read(entry) for entry in world.transcript.entries}
+    client = world.clients(world.enrolment())["a"]
+    accepted = client.accept_plan(record["round-plan"])
+    other = accepted._replace(plan_id="0" * 64)
+    client.accept_key(record["round-key"], accepted)
+    client.accept_opening(record["opening"], accepted, sender=DECRYPTOR)
+    with pytest.raises(ProtocolError, match="another plan"):
+        client.accept_key(record["round-key"], other)
+    with pytest.raises(ProtocolError, match="another plan"):
+        client.accept_opening(record["opening"], other, sender=DECRYPTOR)
+
+
+def test_an_opening_whose_digest_is_not_its_integers_is_not_accepted(world):
+    world.beside().play(world.plan())
+    record = {entry.kind: world.transcript.read(entry) for entry in world.transcript.entries}
+    client = world.clients(world.enrolment())["a"]
+    accepted = client.accept_plan(record["round-plan"])
+    opening = outline(record["opening"])
+    forged = seal(opening.model_copy(update={"sha256": "0" * 64}), world.holder_key)
+    with pytest.raises(ProtocolError, match="sum"):
+        client.accept_opening(forged, accepted, sender=DECRYPTOR)

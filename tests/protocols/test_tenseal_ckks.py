@@ -257,7 +257,10 @@ def test_the_proof_is_tight_against_brute_force_arithmetic():
         ({"special": 40961}, "special prime"),
         ({"scale": 4000}, "no exact sum"),
         ({"bits": 30}, "no exact sum"),
-        ({"prime": (1 << 58) + 1, "special": PRIME, "degree": 8192, "scale": 1 << 30}, "word"),
+        (
+            {"prime": (1 << 58) + 1, "special": (1 << 44) + 1, "degree": 8192, "scale": 1 << 30},
+            "word",
+        ),
     ],
 )
 def test_presets_that_are_not_sound_cannot_be_made(change, why):
@@ -279,3 +282,10 @@ def test_nothing_is_printed_and_one_thread_does_the_work():
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout == result.stderr == ""
+
+
+def test_a_preset_with_primes_that_seal_does_not_choose_is_refused():
+    fields = {name: getattr(PK20_44, name) for name in PK20_44.__dataclass_fields__}
+    swapped = Preset(**{**fields, "prime": PK20_44.special, "special": PK20_44.prime})
+    with pytest.raises(ProtocolError, match="other primes"):
+        RoundSecret(swapped)

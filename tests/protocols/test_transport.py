@@ -105,8 +105,9 @@ def test_a_party_that_has_gone_is_said_to_have_gone(tmp_path):
 
 
 def test_a_signing_key_is_made_once_and_read_by_its_owner_alone(tmp_path):
+    (tmp_path / "key.part").write_bytes(b"left by a crash")
     made = signing_key(tmp_path / "key", os.urandom)
-    assert signing_key(tmp_path / "key", lambda count: bytes(count)).public == made.public
+    assert signing_key(tmp_path / "key", bytes).public == made.public
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     with pytest.raises(RunFolderError, match="cannot be read or made"):
         signing_key(tmp_path / "key" / "key", os.urandom)

@@ -1,0 +1,177 @@
+"""What a federation is compared with. All of it needs raw data or unprotected logits: simulation.
+
+Every baseline has the epochs, rates, augmentation and public start of the run beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from protocols.mechanisms import ShardTeachers
+from protocols.quantize import clip_rows
+from protocols.sampler import discrete_gaussian
+from secure_natfl.config import Config
+from secure_natfl.data.arrays import to_float
+from secure_natfl.data.synthetic import noise_images
+from secure_natfl.federation import Federation, Site, joined
+from secure_natfl.fine_tuning import LocalLoss, Target, distil, fine_tune, fresh
+from secure_natfl.models import Network
+from secure_natfl.protection import Terms
+from secure_natfl.seeds import Seeds
+from secure_natfl.systems.betas import Answer
+from secure_natfl.systems.natimg_fl import (
+    CENTRAL_RATE,
+    PERSONAL_RATE,
+    Matrix,
+    NatImgFL,
+    Released,
+    Rows,
+)
+from secure_natfl.systems.speaking import Speaking
+from secure_natfl.training import Progress, Schedule, logits_of
+
+LABELS = {
+    "local_only": ("Local only", "each site trains alone on its own images"),
+    "pooled": ("All data pooled", "one network on all images of all sites: the upper bound"),
+    "plain_mean": (
+        "Plain mean of logits",
+        "like FedMD: the mean of the local-only networks' logits, without weights, clipping, "
+        "noise or groups, distilled into the central architecture",
+    ),
+    "noise_proxies": (
+        "Noise-image proxies",
+        "control: the same federation, speaking models, clip and noise level, but asked about "
+        "images of uniform noise instead of natural images",
+    ),
+}
+
+
+def local_only(
+    config: Config,
+    federation: Federation,
+    site: Site,
+    public: Network,
+    seeds: Seeds,
+    progress: Progress | None = None,
+) -> Network:
+    """One site's network on its own images."""
+    generator = seeds.torch("local only", site.name)
+    network = fresh(public, len(federation.task.classes), generator)
+    schedule = Schedule(_epochs(config), config.speed.batch // 2, PERSONAL_RATE)
+    fine_tune(
+        network, site.train, federation.naturals, LocalLoss(), None, schedule, generator, progress
+    )
+    return network
+
+
+def pooled(
+    config: Config,
+    federation: Federation,
+    public: Network,
+    seeds: Seeds,
+    progress: Progress | None = None,
+) -> Network:
+    """The central architecture on everybody's images."""
+    generator = seeds.torch("pooled")
+    network = fresh(public, len(federation.task.classes), generator)
+    schedule = Schedule(_epochs(config), config.speed.batch // 2, PERSONAL_RATE)
+    everything = joined([site.train for site in federation.sites])
+    fine_tune(
+        network, everything, federation.naturals, LocalLoss(), None, schedule, generator, progress
+    )
+    return network
+
+
+def plain_mean(
+    config: Config,
+    federation: Federation,
+    locals_: Mapping[str, Network],
+    public: Network,
+    rows: Rows,
+    seeds: Seeds,
+    progress: Progress | None = None,
+) -> Network:
+    """A student of the plain mean of all local-only networks' logits on the asked proxies."""
+    generator = seeds.torch("plain mean")
+    multi_label = federation.task.multi_label
+    images = federation.naturals.images[rows]
+    logits = torch.stack([logits_of(network, images) for network in locals_.values()]).mean(0)
+    if not multi_label:
+        logits = logits - logits.mean(-1, keepdim=True)
+    target = Target(images, logits, torch.ones(len(rows), 1, 1), federation.naturals.labels[rows])
+    student = fresh(public, len(federation.task.classes), generator)
+    distil(
+        student,
+        target,
+        config.system.natural_weight,
+        Schedule(_distillation_epochs(config), config.speed.batch, CENTRAL_RATE),
+        generator,
+        progress,
+        multi_label=multi_label,
+    )
+    return student
+
+
+def noise_proxies(
+    config: Config,
+    system: NatImgFL,
+    terms: Terms,
+    speaking: Mapping[str, Speaking],
+    public: Network,
+    seeds: Seeds,
+    progress: Progress | None = None,
+) -> Network:
+    """A central model of the same federation, asked about as many images of noise."""
+    size, asked = config.data.size, config.proxies.per_round
+    count = asked * config.system.rounds
+    pixels = noise_images(count, size, np.random.default_rng(seeds.integer("noise images")))
+    images = torch.from_numpy(to_float(pixels.images, size))
+    everything = np.arange(count, dtype=np.int64)
+    answers = {
+        name: system.speak(one, everything, 0, None, images) for name, one in speaking.items()
+    }
+    released: Released | None = None
+    for rows in np.split(everything, config.system.rounds):
+        sums = {
+            group: _simulated_sum(system, terms, {s: answers[s] for s in sites}, rows, seeds)
+            for group, sites in terms.groups.items()
+        }
+        found = system.read(rows, sums, terms.teachers)
+        released = found if released is None else released.followed_by(found)
+    generator = seeds.torch("noise proxies")
+    central = fresh(public, len(system.federation.task.classes), generator, len(system.heads))
+    if released is not None:
+        for _ in range(config.system.rounds):
+            system.absorb(central, released, -1, progress, images)
+    return central
+
+
+def _simulated_sum(
+    system: NatImgFL, terms: Terms, answers: Mapping[str, Answer], rows: Rows, seeds: Seeds
+) -> Matrix:
+    """What the sites' aggregate would be: clipped, noised and weighted, but nothing is released."""
+    total = np.zeros(system.layout(len(rows)).size, np.int64)
+    for name, answer in answers.items():
+        part = replace(answer, xray=answer.xray[:, rows], natural=answer.natural[:, rows])
+        mechanism = terms.mechanisms[name]
+        values = mechanism.grid.quantise(system.weighted(part, rows))
+        total += terms.alphas[name] * clip_rows(values, mechanism.clip_int).sum(axis=0)
+        if isinstance(mechanism, ShardTeachers):
+            random = seeds.protective(os.urandom, "noise control", name, int(rows[0]))
+            noise = discrete_gaussian(total.size, mechanism.sigma_share, random)
+            total += terms.alphas[name] * noise
+    step: float = next(iter(terms.mechanisms.values())).step
+    return step * total.astype(np.float64)
+
+
+def _epochs(config: Config) -> int:
+    return config.system.rounds * config.system.local_epochs
+
+
+def _distillation_epochs(config: Config) -> int:
+    return config.system.rounds * config.system.distill_epochs

@@ -1,0 +1,333 @@
+"""One run, from a configuration to trained models; every step can be taken up again.
+
+The order is that of a round: contribute → protect and open → absorb → personalise. A finished
+round, and every finished baseline, is a step on disk. What a killed run had released stays in the
+sites' ledgers, so that taking it up again sends the same integers and charges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from secure_natfl import baselines
+from secure_natfl.config import Config
+from secure_natfl.evaluation import TestPart, hospital_tests, predict, quick_auroc
+from secure_natfl.federation import Federation, build
+from secure_natfl.fine_tuning import fresh
+from secure_natfl.models import Network
+from secure_natfl.progress import Stages
+from secure_natfl.protection import Protection, Terms, agree, session_of
+from secure_natfl.run_folder import (
+    RunFolder,
+    load_arrays,
+    load_network,
+    save_arrays,
+    save_network,
+)
+from secure_natfl.setup import check_architectures, public_networks, speaking_inputs
+from secure_natfl.site_state import secret, state_folder
+from secure_natfl.systems.natimg_fl import NatImgFL, Released, Rows
+from secure_natfl.systems.speaking import Speaking
+
+
+@dataclass
+class State:
+    """What changes from round to round."""
+
+    central: Network
+    personal: dict[str, Network]
+    released: Released | None = None
+
+
+@dataclass
+class Results:
+    """What the report is made of, once all is trained."""
+
+    federation: Federation
+    system: NatImgFL
+    terms: Terms
+    state: State
+    arms: dict[str, dict[str, Network]]
+    """Baseline → model name ("" for one model of all, else the site's) → network."""
+    rounds: list[dict[str, Any]]
+    networks: dict[str, Network]
+    ledgers: dict[str, dict[str, Any]]
+    stages: Stages
+    started: float
+    parameters: dict[str, int] = field(default_factory=dict)
+
+
+class Run:
+    """All parties of one run in one process, the decryptor apart."""
+
+    def __init__(self, config: Config, folder: RunFolder, console: Console) -> None:
+        self.config, self.folder, self.seeds = config, folder, folder.seeds
+        self.stages = Stages(console)
+        self.started = time.perf_counter()
+        if config.speed.threads:
+            torch.set_num_threads(config.speed.threads)
+
+    def play(self) -> Results:
+        """All rounds, then the baselines."""
+        config = self.config
+        check_architectures(config)
+        sites = state_folder(config, self.folder.path)
+        with self.stages.stage("Load and check images"):
+            federation = build(config, lambda name: secret(sites / name, "identity", os.urandom))
+        system = NatImgFL(config, federation, self.seeds)
+        layout = system.layout(config.proxies.per_round)
+        groups = {site.name: system.group_of(site) for site in federation.sites}
+        terms = agree(config, federation, layout, system.weights(), groups)
+        networks = public_networks(config, federation, self.stages)
+        speaking = speaking_inputs(config, federation, networks, sites, self.seeds, self.stages)
+        state = self._start(system, networks)
+        session = session_of(config, federation, self.folder.nonce)
+        with Protection(
+            config, federation, terms, layout, session, self.folder.path, self.seeds
+        ) as protection:
+            rounds = [
+                self._round(number, system, speaking, state, protection)
+                for number in range(config.system.rounds)
+            ]
+            ledgers = {name: _ledger(protection, name) for name in groups}
+        arms = self._baselines(system, terms, speaking, networks) if config.run.baselines else {}
+        return Results(
+            federation,
+            system,
+            terms,
+            state,
+            arms,
+            rounds,
+            networks,
+            ledgers,
+            self.stages,
+            self.started,
+        )
+
+    def _start(self, system: NatImgFL, networks: dict[str, Network]) -> State:
+        classes = len(system.federation.task.classes)
+        central = fresh(
+            networks[self.config.models.central],
+            classes,
+            self.seeds.torch("central"),
+            len(system.heads),
+        )
+        personal = {
+            site.name: fresh(
+                networks[site.architecture], classes, self.seeds.torch("personal", site.name)
+            )
+            for site in system.federation.sites
+        }
+        return State(central, personal)
+
+    def _asked(self, number: int, system: NatImgFL) -> Rows:
+        """The proxies of a round: no image is asked in two rounds."""
+        count = self.config.proxies.per_round
+        order = np.random.default_rng(self.seeds.integer("proxies")).permutation(
+            len(system.federation.natural_records)
+        )
+        return np.sort(order[number * count : (number + 1) * count]).astype(np.int64)
+
+    def _round(
+        self,
+        number: int,
+        system: NatImgFL,
+        speaking: dict[str, Speaking],
+        state: State,
+        protection: Protection,
+    ) -> dict[str, Any]:
+        """Play round `number`, or take its result from disk."""
+        name = f"round-{number:03d}"
+        if self.folder.done(name):
+            return self._restore(
+                self.folder.step(name), state, last=not self.folder.done(f"round-{number + 1:03d}")
+            )
+        rows = self._asked(number, system)
+        contributions = self._contribute(number, system, speaking, state, rows)
+        with self.stages.stage("Protect, add and open", f"round {number + 1}"):
+            before = dict(protection.spending.seconds)
+            outcome, sums = protection.play(number, rows, contributions)
+        found = system.read(rows, sums, protection.terms.teachers)
+        state.released = found if state.released is None else state.released.followed_by(found)
+        losses = self._learn(number, system, state)
+        summary = {
+            "aggregate_sha256": [a.sha256 for a in outcome.aggregates.values()],
+            "sent_bytes": dict(outcome.cost.sent_bytes),
+            "protection": {
+                step: seconds - before.get(step, 0.0)
+                for step, seconds in protection.spending.seconds.items()
+            },
+            "losses": losses,
+            "auroc": self._curve(system, state),
+            "values": int(protection.layout.size),
+        }
+        self.folder.finish(name, lambda part: _keep(part, state, found, summary))
+        return summary
+
+    def _contribute(
+        self,
+        number: int,
+        system: NatImgFL,
+        speaking: dict[str, Speaking],
+        state: State,
+        rows: Rows,
+    ) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        contributions = {}
+        with self.stages.stage("Train what speaks", f"round {number + 1}") as progress:
+            for i, site in enumerate(system.federation.sites):
+                returned = None
+                if state.released is not None:
+                    returned = system.returned(
+                        state.central, state.released.rows, system.group_of(site)
+                    )
+                contributions[site.name] = system.contribute(
+                    speaking[site.name], rows, number, returned
+                )
+                progress(i + 1, len(system.federation.sites))
+        return contributions
+
+    def _learn(self, number: int, system: NatImgFL, state: State) -> dict[str, float]:
+        """The central model absorbs what was released; every site personalises."""
+        if state.released is None:
+            return {}
+        losses = {}
+        with self.stages.stage("Distil central model", f"round {number + 1}") as progress:
+            losses["central"] = system.absorb(state.central, state.released, number, progress)
+        with self.stages.stage("Personalise", f"round {number + 1}") as progress:
+            sites = system.federation.sites
+            for i, site in enumerate(sites):
+                returned = system.returned(
+                    state.central, state.released.rows, system.group_of(site)
+                )
+                losses[site.name] = system.personalise(
+                    state.personal[site.name], site, state.central, returned, number
+                )
+                progress(i + 1, len(sites))
+        return losses
+
+    def _curve(self, system: NatImgFL, state: State) -> dict[str, dict[str, float | None]]:
+        """AUROC per arm and hospital after this round."""
+        found: dict[str, dict[str, float | None]] = {"central": {}, "personalised": {}}
+        for hospital, part in hospital_tests(system.federation).items():
+            found["central"][hospital] = quick_auroc(
+                [predict(state.central, part, head_of(system, hospital))], part
+            )
+            found["personalised"][hospital] = quick_auroc(
+                [
+                    predict(state.personal[site.name], part)
+                    for site in system.federation.hospitals[hospital]
+                ],
+                part,
+            )
+        return found
+
+    def _restore(self, step: Path, state: State, *, last: bool) -> dict[str, Any]:
+        arrays = load_arrays(step / "released.npz")
+        groups = sorted({name.partition(":")[2] for name in arrays if ":" in name})
+        found = Released(
+            arrays["rows"],
+            {g: torch.from_numpy(arrays[f"logits:{g}"]) for g in groups},
+            {g: torch.from_numpy(arrays[f"trust:{g}"]) for g in groups},
+        )
+        state.released = found if state.released is None else state.released.followed_by(found)
+        if last:
+            load_network(state.central, step / "central.safetensors")
+            for name, network in state.personal.items():
+                load_network(network, step / f"personal-{name}.safetensors")
+        summary: dict[str, Any] = json.loads((step / "summary.json").read_text())
+        return summary
+
+    def _baselines(
+        self,
+        system: NatImgFL,
+        terms: Terms,
+        speaking: dict[str, Speaking],
+        networks: dict[str, Network],
+    ) -> dict[str, dict[str, Network]]:
+        config, federation, seeds = self.config, system.federation, self.seeds
+        central = networks[config.models.central]
+        arms: dict[str, dict[str, Network]] = {"local_only": {}}
+        for site in federation.sites:
+            public = networks[site.architecture]
+            arms["local_only"][site.name] = self._baseline(
+                "local_only",
+                site.name,
+                system,
+                public,
+                partial(baselines.local_only, config, federation, site, public, seeds),
+            )
+        makers: dict[str, Callable[[Any], Network]] = {
+            "pooled": lambda p: baselines.pooled(config, federation, central, seeds, p),
+            "plain_mean": lambda p: baselines.plain_mean(
+                config, federation, arms["local_only"], central, self._all_asked(system), seeds, p
+            ),
+            "noise_proxies": lambda p: baselines.noise_proxies(
+                config, system, terms, speaking, central, seeds, p
+            ),
+        }
+        for name, make in makers.items():
+            arms[name] = {"": self._baseline(name, "", system, central, make)}
+        return arms
+
+    def _baseline(
+        self,
+        arm: str,
+        site: str,
+        system: NatImgFL,
+        public: Network,
+        make: Callable[[Any], Network],
+    ) -> Network:
+        step = f"baseline-{arm}" + (f"-{site}" if site else "")
+        file = "network.safetensors"
+        if self.folder.done(step):
+            heads = len(system.heads) if arm == "noise_proxies" else 1
+            classes = len(system.federation.task.classes)
+            network = fresh(public, classes, self.seeds.torch("restored"), heads)
+            load_network(network, self.folder.step(step) / file)
+            return network.eval()
+        label = baselines.LABELS[arm][0].lower()
+        with self.stages.stage("Baselines", f"{label} {site}".strip()) as progress:
+            made = make(progress)
+        self.folder.finish(step, lambda part: save_network(made, part / file))
+        return made
+
+    def _all_asked(self, system: NatImgFL) -> Rows:
+        return np.concatenate([self._asked(r, system) for r in range(self.config.system.rounds)])
+
+
+def head_of(system: NatImgFL, hospital: str) -> int:
+    """The central model's head that answers for a hospital."""
+    site = system.federation.hospitals[hospital][0]
+    return system.heads.index(system.group_of(site))
+
+
+def _keep(part: Path, state: State, found: Released, summary: dict[str, Any]) -> None:
+    save_network(state.central, part / "central.safetensors")
+    for name, network in state.personal.items():
+        save_network(network, part / f"personal-{name}.safetensors")
+    arrays: dict[str, Any] = {"rows": found.rows}
+    for group in found.logits:
+        arrays[f"logits:{group}"] = found.logits[group]
+        arrays[f"trust:{group}"] = found.trust[group]
+    save_arrays(part / "released.npz", **arrays)
+    (part / "summary.json").write_text(json.dumps(summary, indent=2))
+
+
+def _ledger(protection: Protection, site: str) -> dict[str, Any]:
+    ledger = protection.ledgers[site]
+    ledger.verify()
+    return {"lines": ledger.lines(), "spent": ledger.spent(), "head": ledger.head}
+
+
+__all__ = ["Results", "Run", "State", "TestPart", "head_of"]

@@ -1,0 +1,91 @@
+"""What every party has before the first round: public networks, and its own speaking inputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from secure_natfl.config import Config, NoNoise
+from secure_natfl.federation import Federation, Site
+from secure_natfl.models import Network, check_architecture
+from secure_natfl.pretraining import pretrained
+from secure_natfl.progress import Stages
+from secure_natfl.protection import teachers_of
+from secure_natfl.seeds import Seeds
+from secure_natfl.site_state import secret
+from secure_natfl.systems.speaking import PublicBackbone, Speaking, public_backbone, shard_batch
+from secure_natfl.training import features_of
+
+
+def check_architectures(config: Config) -> None:
+    """Refuse an unknown architecture before any image is read."""
+    names = {name for hospital in config.data.hospitals for name in hospital.architectures}
+    for name in sorted(names | {config.models.central}):
+        check_architecture(name)
+
+
+def public_networks(config: Config, federation: Federation, stages: Stages) -> dict[str, Network]:
+    """Architecture → its public start, for every site's and the central one."""
+    names = dict.fromkeys([site.architecture for site in federation.sites])
+    names[config.models.central] = None
+    networks = {}
+    for name in names:
+        with stages.stage("Public pre-training", name) as progress:
+            networks[name] = pretrained(
+                name,
+                federation.naturals,
+                size=config.data.size,
+                classes=len(federation.task.classes),
+                weights=config.models.weights,
+                epochs=config.models.pretrain_epochs,
+                progress=progress,
+            )
+    return networks
+
+
+def speaking_inputs(
+    config: Config,
+    federation: Federation,
+    networks: dict[str, Network],
+    sites: Path,
+    seeds: Seeds,
+    stages: Stages,
+) -> dict[str, Speaking]:
+    """Site → all that its contributions are made from."""
+    backbones: dict[str, PublicBackbone] = {}
+    speaking = {}
+    with stages.stage("Public features") as progress:
+        for i, site in enumerate(federation.sites):
+            name = site.architecture
+            if name not in backbones:
+                backbones[name] = _backbone(networks[name], federation, seeds, name)
+            speaking[site.name] = _speaking(config, federation, site, backbones[name], sites, seeds)
+            progress(i + 1, len(federation.sites))
+    return speaking
+
+
+def _backbone(network: Network, federation: Federation, seeds: Seeds, name: str) -> PublicBackbone:
+    raw = features_of(network.backbone, federation.naturals.images)
+    return public_backbone(network, raw, federation.naturals, seeds.torch("trunk", name))
+
+
+def _speaking(
+    config: Config,
+    federation: Federation,
+    site: Site,
+    backbone: PublicBackbone,
+    sites: Path,
+    seeds: Seeds,
+) -> Speaking:
+    table, teachers = config.privacy, teachers_of(config, federation)[site.name]
+    if isinstance(table, NoNoise) and table.speaking == "network":
+        return Speaking(site, backbone, None)
+    features = features_of(backbone.network.backbone, site.train.images)
+    if seeds.seeded:
+        key = seeds.protective(os.urandom, "partition", site.name)(32)
+    else:
+        key = secret(sites / site.name, "partition", os.urandom)
+    shards = shard_batch(
+        site, backbone.standardised(features), teachers, table.max_images_per_patient, key
+    )
+    return Speaking(site, backbone, shards)
