@@ -139,6 +139,10 @@ class Ledger:
         """All lines in order, of every patient set; no private data."""
         return deepcopy(self._file.lines)
 
+    def chained(self) -> list[str]:
+        """The chain's hash after each of `lines`."""
+        return self._file.chained()
+
     @property
     def head(self) -> str:
         """Hash of the whole chain; note it elsewhere, and a ledger that was cut back shows."""

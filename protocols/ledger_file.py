@@ -112,6 +112,13 @@ class LedgerFile:
             lines.append(line)
         return lines
 
+    def chained(self) -> list[str]:
+        """The chain's hash after each line; the last is `head`."""
+        hashes = [self._genesis]
+        for line in self.lines:
+            hashes.append(link(hashes[-1], canonical(line)))
+        return hashes[1:]
+
     def append(self, line: Line) -> None:
         """Add a line, durably. LedgerError if its name exists or the disk refuses."""
         data = canonical(line)

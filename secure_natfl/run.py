@@ -8,10 +8,11 @@ sites' ledgers, so that taking it up again sends the same integers and charges n
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from protocols.accounting import Spent
 from secure_natfl import baselines
 from secure_natfl.config import Config
-from secure_natfl.evaluation import TestPart, hospital_tests, predict, quick_auroc
+from secure_natfl.evaluation import hospital_tests, predict, quick_auroc, site_test
 from secure_natfl.federation import Federation, build
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.models import Network
@@ -50,6 +52,25 @@ class State:
     released: Released | None = None
 
 
+@dataclass(frozen=True)
+class SiteAccount:
+    """A site's ledger after the run: (line, chained hash) of its patients, total, head."""
+
+    lines: tuple[tuple[dict[str, Any], str], ...]
+    session: str
+    spent: Spent
+    head: str
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Messages of one kind over the whole run: how many, bytes (relays included), the largest."""
+
+    count: int
+    bytes: int
+    largest: int
+
+
 @dataclass
 class Results:
     """What the report is made of, once all is trained."""
@@ -62,10 +83,11 @@ class Results:
     """Baseline → model name ("" for one model of all, else the site's) → network."""
     rounds: list[dict[str, Any]]
     networks: dict[str, Network]
-    ledgers: dict[str, dict[str, Any]]
+    accounts: dict[str, SiteAccount]
+    messages: dict[str, Traffic]
+    folder: Path
     stages: Stages
     started: float
-    parameters: dict[str, int] = field(default_factory=dict)
 
 
 class Run:
@@ -100,7 +122,8 @@ class Run:
                 self._round(number, system, speaking, state, protection)
                 for number in range(config.system.rounds)
             ]
-            ledgers = {name: _ledger(protection, name) for name in groups}
+            accounts = {name: _account(protection, name) for name in groups}
+            kinds = _by_message(protection)
         arms = self._baselines(system, terms, speaking, networks) if config.run.baselines else {}
         return Results(
             federation,
@@ -110,7 +133,9 @@ class Run:
             arms,
             rounds,
             networks,
-            ledgers,
+            accounts,
+            kinds,
+            self.folder.path,
             self.stages,
             self.started,
         )
@@ -163,7 +188,8 @@ class Run:
         losses = self._learn(number, system, state)
         summary = {
             "aggregate_sha256": [a.sha256 for a in outcome.aggregates.values()],
-            "sent_bytes": dict(outcome.cost.sent_bytes),
+            "upload_bytes": max(outcome.cost.upload_bytes.values(), default=0),
+            "signal_to_noise": _signal_to_noise(protection.terms, sums),
             "protection": {
                 step: seconds - before.get(step, 0.0)
                 for step, seconds in protection.spending.seconds.items()
@@ -230,6 +256,16 @@ class Run:
                 ],
                 part,
             )
+        for site in system.federation.sites:
+            part = site_test(site)
+            found[f"central at {site.name}"] = {
+                site.name: quick_auroc(
+                    [predict(state.central, part, head_of(system, site.hospital))], part
+                )
+            }
+            found[f"personalised at {site.name}"] = {
+                site.name: quick_auroc([predict(state.personal[site.name], part)], part)
+            }
         return found
 
     def _restore(self, step: Path, state: State, *, last: bool) -> dict[str, Any]:
@@ -312,6 +348,33 @@ def head_of(system: NatImgFL, hospital: str) -> int:
     return system.heads.index(system.group_of(site))
 
 
+def _signal_to_noise(terms: Terms, sums: Mapping[str, Any]) -> float | None:
+    """Root mean square of signal over noise in the weakest group, from what was released.
+
+    The noise variance is public, so it is taken off the released energy.
+    """
+    if terms.noise is None:
+        return None
+    ratios = []
+    for group, vector in sums.items():
+        step = terms.mechanisms[terms.groups[group][0]].step
+        noise = (terms.noise.noise_norm[group] * step) ** 2
+        ratios.append(math.sqrt(max(float((vector**2).sum()) / noise - 1, 0.0)))
+    return min(ratios)
+
+
+def _by_message(protection: Protection) -> dict[str, Traffic]:
+    kinds: dict[str, Traffic] = {}
+    for entry in protection.transcript.entries:
+        seen = kinds.get(entry.kind, Traffic(0, 0, 0))
+        kinds[entry.kind] = Traffic(
+            seen.count + 1,
+            seen.bytes + entry.bytes * len(entry.receivers),
+            max(seen.largest, entry.bytes),
+        )
+    return kinds
+
+
 def _keep(part: Path, state: State, found: Released, summary: dict[str, Any]) -> None:
     save_network(state.central, part / "central.safetensors")
     for name, network in state.personal.items():
@@ -324,10 +387,16 @@ def _keep(part: Path, state: State, found: Released, summary: dict[str, Any]) ->
     (part / "summary.json").write_text(json.dumps(summary, indent=2))
 
 
-def _ledger(protection: Protection, site: str) -> dict[str, Any]:
+def _account(protection: Protection, site: str) -> SiteAccount:
     ledger = protection.ledgers[site]
     ledger.verify()
-    return {"lines": ledger.lines(), "spent": ledger.spent(), "head": ledger.head}
-
-
-__all__ = ["Results", "Run", "State", "TestPart", "head_of"]
+    return SiteAccount(
+        lines=tuple(
+            (line, hash_)
+            for line, hash_ in zip(ledger.lines(), ledger.chained(), strict=True)
+            if line["patients"] == ledger.patients
+        ),
+        session=protection.session,
+        spent=ledger.spent(),
+        head=ledger.head,
+    )

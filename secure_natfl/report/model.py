@@ -110,7 +110,8 @@ class Privacy(Record):
 class Client(Record):
     """One site: its data, its personalised model, its weight and its own privacy loss.
 
-    `scores` are those of the personalised model on the site's own test part.
+    `scores` are those of the personalised model on the hospital's test part, which simulated
+    sites of one hospital share.
     """
 
     name: str

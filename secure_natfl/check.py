@@ -1,0 +1,210 @@
+"""What a run will need, cost and promise, worked out before anything is trained or spent."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from protocols.policy import effective
+from protocols.rlwe import PK20_44
+from secure_natfl.config import Config
+from secure_natfl.federation import Federation, build
+from secure_natfl.models import Network, build_backbone
+from secure_natfl.protection import Terms, agree
+from secure_natfl.seeds import Seeds
+from secure_natfl.setup import check_architectures
+from secure_natfl.site_state import open_ledger, secret, state_folder
+from secure_natfl.systems.natimg_fl import NatImgFL
+
+Epsilon = float | Literal["inf"]
+_SIGNATURE_AND_HEADER = 220
+
+
+class SiteCheck(BaseModel):
+    """One site as all parties see it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    group: str
+    architecture: str
+    parameters: int
+    unit: str
+    patients: int
+    teachers: int
+    alpha: int
+    epsilon: Epsilon
+    epsilon_isolated: Epsilon
+    spent_before: Epsilon
+    one_class: bool
+
+
+class GroupCheck(BaseModel):
+    """One aggregate: how far it hides a contributor, and how loud its noise is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sites: int
+    effective_contributors: float
+    colluders: int
+    signal_to_noise_at_most: float | None
+
+
+class Check(BaseModel):
+    """The preflight of a configuration."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    config_sha256: str
+    sites: tuple[SiteCheck, ...]
+    groups: tuple[GroupCheck, ...]
+    central: str
+    epsilon: Epsilon
+    epsilon_isolated: Epsilon
+    delta: float
+    rounds: int
+    proxies_per_round: int
+    proxies_left_over: int
+    upload_bytes: int
+    fp32_bytes: int
+    memory_mib: int
+    disk_mib: int
+    cores: int
+    ledgers: str
+
+
+def check(config: Config) -> Check:
+    """Load the data, agree on the terms, count. Raises what a run would raise, spends nothing."""
+    check_architectures(config)
+    sites = state_folder(config, Path())
+    throwaway = Seeds.of_study(0)
+    federation = build(config, lambda name: _key(config, sites, name))
+    system = NatImgFL(config, federation, throwaway)
+    layout = system.layout(config.proxies.per_round)
+    groups = {site.name: system.group_of(site) for site in federation.sites}
+    terms = agree(config, federation, layout, system.weights(), groups)
+    parameters = _parameters(config, federation)
+    noise = terms.noise
+    logits = 4 * config.proxies.per_round * len(federation.task.classes)
+    upload = 4 * layout.size
+    if config.aggregation.kind == "ckks":
+        upload = PK20_44.ciphertext_bytes(layout.size)
+    return Check(
+        name=config.run.name,
+        config_sha256=config.identity,
+        sites=_sites(config, federation, terms, parameters, sites),
+        groups=_groups(terms),
+        central=config.models.central,
+        epsilon=noise.epsilon if noise else "inf",
+        epsilon_isolated=noise.epsilon_isolated if noise else "inf",
+        delta=noise.delta_total if noise else 0.0,
+        rounds=config.system.rounds,
+        proxies_per_round=config.proxies.per_round,
+        proxies_left_over=len(federation.natural_records)
+        - config.system.rounds * config.proxies.per_round,
+        upload_bytes=upload + _SIGNATURE_AND_HEADER,
+        fp32_bytes=logits,
+        memory_mib=_memory(federation, parameters),
+        disk_mib=_disk(config, federation, parameters, upload),
+        cores=os.cpu_count() or 1,
+        ledgers="the run folder" if sites == Path() / "sites" else str(sites),
+    )
+
+
+def _key(config: Config, sites: Path, hospital: str) -> bytes:
+    """A hospital's secret where it has one; a check makes none."""
+    if (sites / hospital / "identity.key").exists():
+        return secret(sites / hospital, "identity", os.urandom)
+    del config
+    return os.urandom(32)
+
+
+def _parameters(config: Config, federation: Federation) -> dict[str, int]:
+    names = {site.architecture for site in federation.sites} | {config.models.central}
+    found = {}
+    for name in names:
+        backbone, features = build_backbone(name, config.data.size)
+        task = federation.task
+        network = Network(backbone, features, len(task.classes), task.natural_classes)
+        found[name] = network.parameter_count
+    return found
+
+
+def _sites(
+    config: Config,
+    federation: Federation,
+    terms: Terms,
+    parameters: dict[str, int],
+    sites: Path,
+) -> tuple[SiteCheck, ...]:
+    found = []
+    for site in federation.sites:
+        spent = terms.noise.spending(site.name) if terms.noise else None
+        before: Epsilon = 0.0
+        if (sites / site.name / "ledger.db").exists():
+            with open_ledger(config, sites / site.name, site.name, site.records) as ledger:
+                ledger.require(terms.mechanisms[site.name].event(), config.system.rounds)
+                before = _spelled(ledger.spent().epsilon)
+        group = next(name for name, members in terms.groups.items() if site.name in members)
+        found.append(
+            SiteCheck(
+                name=site.name,
+                group=group,
+                architecture=site.architecture,
+                parameters=parameters[site.architecture],
+                unit=site.unit,
+                patients=site.patients,
+                teachers=terms.mechanisms[site.name].shards,
+                alpha=terms.alphas[site.name],
+                epsilon=spent.epsilon if spent else "inf",
+                epsilon_isolated=spent.epsilon_isolated if spent else "inf",
+                spent_before=before,
+                one_class=site.one_class,
+            )
+        )
+    return tuple(found)
+
+
+def _groups(terms: Terms) -> tuple[GroupCheck, ...]:
+    noise = terms.noise
+    return tuple(
+        GroupCheck(
+            name=name,
+            sites=len(sites),
+            effective_contributors=effective([terms.alphas[site] for site in sites]),
+            colluders=noise.colluders if noise else 0,
+            signal_to_noise_at_most=noise.signal_bound[name] / noise.noise_norm[name]
+            if noise
+            else None,
+        )
+        for name, sites in terms.groups.items()
+    )
+
+
+def _spelled(epsilon: float) -> Epsilon:
+    return "inf" if math.isinf(epsilon) else epsilon
+
+
+def _memory(federation: Federation, parameters: dict[str, int]) -> int:
+    """Interpreter and libraries, all images as floats, every network with its optimiser."""
+    images = len(federation.natural_records) + sum(
+        len(site.train) + len(site.test) for site in federation.sites
+    )
+    side = federation.naturals.images.shape[-1]
+    networks = 16 * (sum(parameters[s.architecture] for s in federation.sites))
+    return round(900 + (4 * images * side * side + networks) / 2**20)
+
+
+def _disk(config: Config, federation: Federation, parameters: dict[str, int], upload: int) -> int:
+    """Checkpoints of every round and baseline, and the transcript."""
+    networks = sum(parameters[s.architecture] for s in federation.sites)
+    networks += parameters[config.models.central]
+    checkpoints = 4 * networks * (config.system.rounds + 1)
+    transcript = 3 * upload * len(federation.sites) * config.system.rounds
+    return math.ceil((checkpoints + transcript) / 2**20)

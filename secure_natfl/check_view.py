@@ -1,0 +1,76 @@
+"""The preflight as a person reads it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from secure_natfl.check import Check
+from secure_natfl.report.formats import data_size, epsilon, number
+
+
+def show(found: Check, console: Console) -> None:
+    """Print parties, cost, promise and needs."""
+    console.print(_sites(found))
+    console.print(_groups(found))
+    for line in _lines(found):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _sites(found: Check) -> Table:
+    table = Table(title="Sites", title_justify="left")
+    for name in ("site", "group", "architecture", "unit"):
+        table.add_column(name)
+    for name in ("patients", "teachers", "α", "ε this run", "ε alone", "ε before"):
+        table.add_column(name, justify="right")
+    for site in found.sites:
+        table.add_row(
+            site.name,
+            site.group,
+            f"{site.architecture} ({number(site.parameters)})",
+            site.unit + (", one class" if site.one_class else ""),
+            number(site.patients),
+            str(site.teachers),
+            str(site.alpha),
+            epsilon(site.epsilon),
+            epsilon(site.epsilon_isolated),
+            epsilon(site.spent_before),
+        )
+    return table
+
+
+def _groups(found: Check) -> Table:
+    table = Table(title="Groups (one aggregate and one head each)", title_justify="left")
+    for name in ("group", "sites", "effective", "colluders tolerated", "signal : noise, at most"):
+        table.add_column(name, justify="right" if name != "group" else "left")
+    for group in found.groups:
+        ratio = group.signal_to_noise_at_most
+        table.add_row(
+            group.name,
+            str(group.sites),
+            f"{group.effective_contributors:.2f}",
+            str(group.colluders),
+            "no noise" if ratio is None else f"{ratio:.2f} : 1",
+        )
+    return table
+
+
+def _lines(found: Check) -> list[str]:
+    if found.epsilon == "inf":
+        promise = "Promise: none. No noise is added, so ε = ∞."
+    else:
+        promise = (
+            f"Promise after {found.rounds} rounds: ε = {epsilon(found.epsilon)} for the worst site "
+            f"(δ = {found.delta:.3g}); ε = {epsilon(found.epsilon_isolated)} if everyone else "
+            "colludes."
+        )
+    return [
+        promise,
+        f"Wire: {data_size(found.upload_bytes)} up per site and round, "
+        f"{found.upload_bytes / found.fp32_bytes:.2f} × the same logits as fp32.",
+        f"Proxies: {number(found.proxies_per_round)} asked per round, none twice; "
+        f"{number(found.proxies_left_over)} left over.",
+        f"Central model: {found.central}. Ledgers: {found.ledgers}.",
+        f"Machine: about {number(found.memory_mib)} MiB of memory and {number(found.disk_mib)} MiB "
+        f"of disk; {found.cores} cores here.",
+    ]

@@ -1,0 +1,135 @@
+"""The `natfl` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from protocols.errors import ConfigError, NatflError, RunFolderError
+from secure_natfl import __version__
+
+app = typer.Typer(
+    help="Privacy-hardened federated learning for medical images over natural images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Source = Annotated[str, typer.Argument(help="A TOML file, or a preset's name.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+
+
+@app.command()
+def init(
+    out: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.toml"),
+    preset: Annotated[str, typer.Option(help="The preset to start from.")] = "demo",
+) -> None:
+    """Write a commented configuration to start from."""
+    from secure_natfl.toml_config import presets
+
+    known = presets()
+    if preset not in known:
+        raise ConfigError("no such preset", where=preset, fix=f"one of {', '.join(sorted(known))}")
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(known[preset].read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise ConfigError("the file exists already", where=str(out), fix="name another") from None
+    except OSError as error:
+        raise ConfigError("cannot be written", where=str(out), why=str(error.strerror)) from None
+    console.print(f"Wrote {out}. Next: natfl check {out}", soft_wrap=True)
+
+
+@app.command()
+def check(source: Source, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Say what a run will need, cost and promise; train nothing, spend nothing."""
+    from secure_natfl.check import check as preflight
+    from secure_natfl.toml_config import load
+
+    config = load(source, changes or [])
+    with console.status("Loading and checking images"):
+        found = preflight(config)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    from secure_natfl.check_view import show
+
+    show(found, console)
+
+
+@app.command()
+def run(
+    source: Source,
+    out: Annotated[Path | None, typer.Option(help="Run folder; a new one by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Take up the run in --out.")] = False,
+    changes: Changes = None,
+) -> None:
+    """Play a whole federation and write its report."""
+    from secure_natfl.toml_config import load
+
+    config = load(source, changes or [])
+    if resume and out is None:
+        raise RunFolderError("--resume needs a folder", fix="add --out with the run's folder")
+    folder = out or _new_folder(config.run.name)
+    console.print(f"[dim]Run folder[/dim] {folder}", soft_wrap=True, highlight=False)
+    from secure_natfl.execute import as_command, execute
+
+    command = as_command(source, changes or [])
+    report = execute(config, folder, command, console, resume=resume)
+    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def info(as_json: AsJson = False) -> None:
+    """Versions, cores, presets and the folders in use."""
+    from importlib.metadata import version
+
+    from secure_natfl.pretraining import cache_folder
+    from secure_natfl.toml_config import presets
+
+    facts: dict[str, Any] = {
+        "secure_natfl": __version__,
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in ("torch", "timm", "opacus", "tenseal", "numpy")},
+        "cores": os.cpu_count(),
+        "presets": sorted(presets()),
+        "pre-training cache": str(cache_folder()),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        shown = ", ".join(value) if isinstance(value, list) else str(value)
+        table.add_row(f"[dim]{name}[/dim]", shown)
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: a person's mistake is one line and exit code 2, never a traceback."""
+    # Third parties' warnings mean nothing to a user of this command.
+    warnings.filterwarnings("ignore")
+    try:
+        app()
+    except NatflError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+def _new_folder(name: str) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{stamp}"

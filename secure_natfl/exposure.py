@@ -1,0 +1,145 @@
+"""Who can learn what from a run, said plainly: the report's words, all in one place."""
+
+from __future__ import annotations
+
+from secure_natfl.config import Config
+from secure_natfl.config import ShardTeachers as ShardTeachersTable
+from secure_natfl.protection import Terms
+from secure_natfl.report.model import Exposure, UncoveredRelease
+
+
+def exposure(config: Config, terms: Terms) -> tuple[Exposure, ...]:
+    """One row per adversary, from the weakest to the strongest."""
+    noise = _noise(terms)
+    if config.aggregation.kind == "plain":
+        return (*_observers(noise), *_plain(terms))
+    return (*_observers(noise), *_encrypted(terms))
+
+
+def _noise(terms: Terms) -> str:
+    if terms.noise is None:
+        return "no noise covers it (ε = ∞)"
+    return f"ε = {terms.noise.epsilon:.3g} with {terms.noise.colluders} colluding client(s)"
+
+
+def _own_share(terms: Terms) -> str:
+    if terms.noise is None:
+        return "no noise at all: ε = ∞"
+    return f"only the site's own noise share: ε = {terms.noise.epsilon_isolated:.3g}"
+
+
+def _observers(noise: str) -> tuple[Exposure, ...]:
+    return (
+        Exposure(
+            party="Anyone who receives the central model or a published aggregate",
+            learns="each group's weighted sum of answers, and what is computed from it",
+            protection=noise,
+            remains="what that ε allows; traits common to a whole hospital are not protected",
+        ),
+        Exposure(
+            party="Another hospital of the same group",
+            learns="its group's aggregate, from which it can take off its own part",
+            protection=f"the other sites' noise shares: {noise}",
+            remains="two sites in a group would hide nothing from each other; three are required",
+        ),
+    )
+
+
+def _encrypted(terms: Terms) -> tuple[Exposure, ...]:
+    own = _own_share(terms)
+    return (
+        Exposure(
+            party="Network",
+            learns="ciphertexts, signed plans, sizes, times and who takes part",
+            protection="CKKS (ring LWE) under a key made for one attempt; signatures",
+            remains="sizes, times and participation; this simulation has no transport encryption",
+        ),
+        Exposure(
+            party="Server",
+            learns="ciphertexts, α, and the opened sums",
+            protection="it holds no key; the decryptor opens only the sum it recomputed itself",
+            remains="the sums, under their noise",
+        ),
+        Exposure(
+            party="Decryptor",
+            learns="every upload, and the key that opens it",
+            protection="its rule to open one sum per group and round; its independence",
+            remains=f"a dishonest decryptor opens single contributions: {own}",
+        ),
+        Exposure(
+            party="One malicious client with a network or server view",
+            learns="by tampering with its own ciphertext, the decryptor's key of that attempt",
+            protection="keys are made afresh for every attempt",
+            remains=f"single contributions of that round: {own}",
+        ),
+        Exposure(
+            party="Everyone else together (server, decryptor, all other hospitals)",
+            learns="a site's contribution as it was sent",
+            protection="none but the noise that the site itself added",
+            remains=own,
+        ),
+    )
+
+
+def _plain(terms: Terms) -> tuple[Exposure, ...]:
+    own = _own_share(terms)
+    return (
+        Exposure(
+            party="Network and server",
+            learns="every site's contribution as it was sent",
+            protection="none but the noise that the site itself added: nothing is encrypted",
+            remains=own,
+        ),
+    )
+
+
+def uncovered(config: Config) -> tuple[UncoveredRelease, ...]:
+    """Every release of the run that no noise covers."""
+    found = [
+        UncoveredRelease(
+            what="number of training patients (or images) of each site",
+            seen_by="all parties",
+            why="declared in public: α, shard room and the check of δ depend on it",
+        ),
+        UncoveredRelease(
+            what="site names, groups, architectures, class lists, participation",
+            seen_by="all parties",
+            why="part of the signed plan and of the enrolment",
+        ),
+        UncoveredRelease(
+            what="scores of models on private test images, and learning curves",
+            seen_by="whoever reads this report",
+            why="computed without noise; in a real federation each site decides what it shares",
+        ),
+        UncoveredRelease(
+            what="message sizes and times",
+            seen_by="network, server",
+            why="sizes depend on the plan alone; times may depend on how much data a site has",
+        ),
+    ]
+    if not isinstance(config.privacy, ShardTeachersTable):
+        found.insert(
+            0,
+            UncoveredRelease(
+                what="the released aggregates themselves",
+                seen_by="all parties",
+                why='privacy.mechanism = "none": they are exact',
+            ),
+        )
+    return tuple(found)
+
+
+def not_covered(config: Config) -> tuple[str, ...]:
+    """What the privacy figure does not speak of."""
+    said = [
+        "the choice of hyper-parameters, which no budget was charged for",
+        "the split into training and test part, which is taken as given",
+        "a patient replaced under another identifier, who may touch two shards (twice the "
+        "sensitivity)",
+        "the same person in two hospitals, who is charged at each of them",
+        "the figures on private test images in this report",
+        "timing and other side channels",
+    ]
+    if config.seeded:
+        said.insert(0, "anyone who knows the seed of this run")
+    return tuple(said)

@@ -1,0 +1,321 @@
+"""From a run's results to the consortium's report: the figures, and the words that bound them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import platform
+import resource
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from PIL import Image
+
+from protocols.accounting import REPLACE_ONE, gaussian_epsilon
+from protocols.policy import effective
+from protocols.rlwe import PK20_44
+from secure_natfl import __version__, baselines
+from secure_natfl.config import Config
+from secure_natfl.config import ShardTeachers as ShardTeachersTable
+from secure_natfl.evaluation import TestPart, hospital_tests, predict, scores
+from secure_natfl.exposure import exposure, not_covered, uncovered
+from secure_natfl.federation import Site
+from secure_natfl.report.model import (
+    Aggregation,
+    Baseline,
+    Central,
+    Client,
+    CurvePoint,
+    LossPoint,
+    MessageTotal,
+    Privacy,
+    Proxy,
+    Report,
+    SiteLedger,
+    Timing,
+    Wire,
+)
+from secure_natfl.run import Results, head_of
+from secure_natfl.site_state import state_folder
+from secure_natfl.systems.natimg_fl import NAME, RECONSTRUCTION
+
+_SAMPLES = 12
+_LIBRARIES = ("torch", "timm", "tenseal", "opacus", "numpy", "dp-accounting", "cryptography")
+
+
+def headline(config: Config, results: Results, command: str) -> dict[str, object]:
+    """What every report of the run says first."""
+    reasons = []
+    if config.seeded:
+        reasons.append(
+            f"the run was seeded (run.seed = {config.run.seed}): whoever knows the seed can take "
+            "the noise away"
+        )
+    if results.terms.noise is None:
+        reasons.append("no noise was added, so no ε bounds what the released figures reveal")
+    return {
+        "product_version": __version__,
+        "created_utc": datetime.now(UTC),
+        "name": config.run.name,
+        "command": command,
+        "config_sha256": config.identity,
+        "simulated": True,
+        "seeded": config.seeded,
+        "not_private_because": tuple(reasons),
+        "system": NAME,
+        "reconstruction": RECONSTRUCTION,
+    }
+
+
+def consortium(config: Config, results: Results, command: str) -> Report:
+    """The report that all parties share."""
+    tests = hospital_tests(results.federation)
+    return Report(
+        **headline(config, results, command),
+        parts=_parts(config),
+        aggregation=_aggregation(config, results),
+        aggregate_sha256=tuple(h for r in results.rounds for h in r["aggregate_sha256"]),
+        privacy=_privacy(config, results),
+        clients=tuple(client(results, site, tests) for site in results.federation.sites),
+        central=Central(
+            architecture=config.models.central,
+            heads=tuple(results.system.heads),
+            scores={
+                name: scores(
+                    [predict(results.state.central, part, head_of(results.system, name))], part
+                )
+                for name, part in tests.items()
+            },
+        ),
+        baselines={arm: _baseline(results, arm, tests) for arm in results.arms},
+        curves=_curves(results, list(tests)),
+        losses=tuple(
+            LossPoint(model=model, step=i + 1, loss=loss)
+            for i, summary in enumerate(results.rounds)
+            for model, loss in summary["losses"].items()
+        ),
+        wire=_wire(config, results),
+        seconds=_seconds(config, results),
+        peak_memory_mib=_peak_memory(),
+        exposure=exposure(config, results.terms),
+        uncovered_releases=uncovered(config),
+        environment=_environment(),
+        proxy=Proxy(
+            name=results.federation.natural_records.name,
+            images=len(results.federation.natural_records),
+            asked_per_round=config.proxies.per_round,
+            classes=results.federation.task.natural_classes,
+            overlap_check="no private image is among them, nor a re-encoded or re-exposed copy",
+        ),
+        proxy_samples=_samples(results),
+    )
+
+
+def client(results: Results, site: Site, tests: dict[str, TestPart]) -> Client:
+    """One site's row: what it declares, its privacy loss, its personalised model's scores."""
+    epsilon = isolated = float("inf")
+    if results.terms.noise is not None:
+        spent = results.terms.noise.spending(site.name)
+        epsilon, isolated = spent.epsilon, spent.epsilon_isolated
+    network, part = results.state.personal[site.name], tests[site.hospital]
+    return Client(
+        name=site.name,
+        hospital=site.hospital,
+        group=results.system.group_of(site),
+        architecture=site.architecture,
+        parameters=network.parameter_count,
+        unit=site.unit,
+        patients=site.patients,
+        train_images=len(site.train),
+        test_images=len(site.test),
+        one_class=site.one_class,
+        alpha=results.terms.alphas[site.name],
+        epsilon=epsilon,
+        epsilon_isolated=isolated,
+        scores=scores([predict(network, part)], part),
+    )
+
+
+def site_ledger(config: Config, results: Results, site: Site) -> SiteLedger:
+    """A site's ledger as the consortium may see it."""
+    account = results.accounts[site.name]
+    own = state_folder(config, results.folder) == results.folder / "sites"
+    return SiteLedger(
+        site=site.name,
+        lines=len(account.lines),
+        spent_epsilon=account.spent.epsilon,
+        spans="this run only" if own else "all runs on these patients",
+        head_sha256=account.head,
+    )
+
+
+def _parts(config: Config) -> dict[str, bool]:
+    options = config.system
+    return {
+        "natural images as auxiliary supervision": options.natural_weight > 0,
+        "alignment to public statistics": options.alignment_weight > 0,
+        "distillation back to the sites": options.distillation_weight > 0,
+        f"fine-grained upward weight β ({options.beta})": options.beta != "uniform",
+        f"client weight α ({options.alpha})": options.alpha != "equal",
+        f"downward weight w↓ ({options.downward})": options.downward != "off",
+        "one head per group of hospitals": options.heads == "group",
+        "differential privacy": isinstance(config.privacy, ShardTeachersTable),
+        "encryption": config.aggregation.kind == "ckks",
+    }
+
+
+def _aggregation(config: Config, results: Results) -> Aggregation:
+    terms = results.terms
+    common = {
+        "kind": config.aggregation.kind,
+        "custody": config.aggregation.custody,
+        "alpha": terms.alphas,
+        "n_eff": {
+            group: effective([terms.alphas[site] for site in sites])
+            for group, sites in terms.groups.items()
+        },
+        "groups": {group: tuple(sites) for group, sites in terms.groups.items()},
+    }
+    if config.aggregation.kind == "plain":
+        return Aggregation(**common)
+    bits = (PK20_44.prime.bit_length(), PK20_44.special.bit_length())
+    return Aggregation(
+        **common,
+        poly_modulus_degree=PK20_44.degree,
+        coeff_mod_bits=bits,
+        scale_bits=PK20_44.scale.bit_length() - 1,
+        security_bits_table=f"128-bit table: limit 109, used {sum(bits)}",
+        library=f"TenSEAL {version('tenseal')}",
+    )
+
+
+def _privacy(config: Config, results: Results) -> Privacy:
+    noise, table = results.terms.noise, config.privacy
+    worst = max(results.terms.mechanisms.values(), key=lambda m: m.event().rho)
+    parameters: dict[str, int | float | str] = {
+        "clip norm, real units": table.clip,
+        "clip, grid steps": worst.clip_int,
+        "bits of a released integer": worst.bits,
+        "teachers of a site, at most": max(m.shards for m in results.terms.mechanisms.values()),
+        "released integers per round": worst.size,
+    }
+    if noise is not None:
+        parameters |= {
+            "noise multiplier z of the worst client": noise.z,
+            "smallest noise share σ, grid steps": min(
+                m.sigma_share for m in noise.mechanisms.values()
+            ),
+            "zCDP ρ of the worst client, all rounds": max(
+                noise.spending(site).rho for site in noise.mechanisms
+            ),
+            "honest shares counted on": str(noise.honest),
+        }
+    epsilons = [noise.epsilon, noise.epsilon_isolated] if noise else [float("inf")] * 2
+    rho = max((noise.spending(site).rho for site in noise.mechanisms), default=0) if noise else 0
+    ratios = [r["signal_to_noise"] for r in results.rounds if r["signal_to_noise"] is not None]
+    return Privacy(
+        mechanism=table.mechanism,
+        epsilon=epsilons[0],
+        epsilon_isolated=epsilons[1],
+        delta=noise.delta_total if noise else getattr(table, "delta", 0.0),
+        unit=results.federation.unit,
+        relation=REPLACE_ONE,
+        t=noise.colluders if noise else 0,
+        d=noise.dropouts if noise else 0,
+        rounds=config.system.rounds,
+        adversary=noise.adversary if noise else "nobody: no noise is added",
+        statement=worst.statement(),
+        accountant=f"zCDP, converted by dp-accounting {version('dp-accounting')}",
+        crosscheck_epsilon=gaussian_epsilon(rho, noise.delta) if noise else None,
+        parameters=parameters,
+        signal_to_noise=min(ratios) if ratios else None,
+        randomness="a seeded stream: not private" if config.seeded else "the operating system's",
+        not_covered=not_covered(config),
+        ledger=tuple(site_ledger(config, results, site) for site in results.federation.sites),
+    )
+
+
+def _baseline(results: Results, arm: str, tests: dict[str, TestPart]) -> Baseline:
+    label, note = baselines.LABELS[arm]
+    networks = results.arms[arm]
+    found = {}
+    for hospital, part in tests.items():
+        head = head_of(results.system, hospital) if arm == "noise_proxies" else 0
+        sites = results.federation.hospitals[hospital]
+        names = [site.name for site in sites] if arm == "local_only" else [""]
+        found[hospital] = scores([predict(networks[name], part, head) for name in names], part)
+    return Baseline(label=label, simulation_only=True, note=note, scores=found)
+
+
+def _curves(results: Results, hospitals: list[str]) -> tuple[CurvePoint, ...]:
+    return tuple(
+        CurvePoint(arm=arm, hospital=hospital, round=i + 1, auroc=summary["auroc"][arm][hospital])
+        for i, summary in enumerate(results.rounds)
+        for arm in ("central", "personalised")
+        for hospital in hospitals
+    )
+
+
+def _wire(config: Config, results: Results) -> Wire:
+    logits = 4 * config.proxies.per_round * len(results.federation.task.classes)
+    downwards = ("round-plan", "round-key", "opening")
+    largest = {kind: traffic.largest for kind, traffic in results.messages.items()}
+    return Wire(
+        upload_bytes=max(r["upload_bytes"] for r in results.rounds),
+        fp32_bytes=logits,
+        # The central model's answers come back as fp32 logits.
+        download_bytes=sum(largest.get(kind, 0) for kind in downwards) + logits,
+        opening_bytes=largest.get("opening", 0),
+        model_fp32_bytes={
+            name: 4 * network.parameter_count for name, network in results.networks.items()
+        },
+        by_message={
+            kind: MessageTotal(count=traffic.count, bytes=traffic.bytes)
+            for kind, traffic in results.messages.items()
+        },
+    )
+
+
+def _seconds(config: Config, results: Results) -> Timing:
+    steps: dict[str, float] = {}
+    for summary in results.rounds:
+        for step, seconds in summary["protection"].items():
+            steps[step] = steps.get(step, 0.0) + seconds
+    at_clients = sum(steps.get(s, 0.0) for s in CLIENT_STEPS)
+    turns = len(results.federation.sites) * config.system.rounds
+    return Timing(
+        total=time.perf_counter() - results.started,
+        protection=sum(steps.values()),
+        protection_per_client_round=at_clients / turns,
+        by_stage=results.stages.seconds,
+    )
+
+
+CLIENT_STEPS = ("quantise and clip", "charge, noise and store", "encrypt and sign")
+
+
+def _peak_memory() -> float:
+    kib = sum(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return kib / 1024
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "Python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    } | {name: version(name) for name in _LIBRARIES}
+
+
+def _samples(results: Results) -> tuple[str, ...]:
+    """A few public natural images as data URIs."""
+    found = []
+    for image in results.federation.natural_records.images[:_SAMPLES]:
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "PNG")
+        found.append(f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}")
+    return tuple(found)
