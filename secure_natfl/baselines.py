@@ -5,6 +5,7 @@ Every baseline has the epochs, rates, augmentation and public start of the run b
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,17 +37,17 @@ from secure_natfl.systems.speaking import Speaking
 from secure_natfl.training import Progress, Schedule, logits_of
 
 LABELS = {
-    "local_only": ("Local only", "each site trains alone on its own images"),
-    "pooled": ("All data pooled", "one network on all images of all sites: the upper bound"),
+    "local_only": ("Local only", "Each site trains alone on its own images."),
+    "pooled": ("All data pooled", "One network on all images of all sites: the upper bound."),
     "plain_mean": (
         "Plain mean of logits",
-        "like FedMD: the mean of the local-only networks' logits, without weights, clipping, "
-        "noise or groups, distilled into the central architecture",
+        "Like FedMD: the mean of the local-only networks' logits, without weights, clipping, "
+        "noise or groups, distilled into the central architecture.",
     ),
     "noise_proxies": (
         "Noise-image proxies",
-        "control: the same federation, speaking models, clip and noise level, but asked about "
-        "images of uniform noise instead of natural images",
+        "A control: the same federation, speaking models, clip and noise level, but asked about "
+        "images of uniform noise instead of natural images.",
     ),
 }
 
@@ -103,7 +104,13 @@ def plain_mean(
     logits = torch.stack([logits_of(network, images) for network in locals_.values()]).mean(0)
     if not multi_label:
         logits = logits - logits.mean(-1, keepdim=True)
-    target = Target(images, logits, torch.ones(len(rows), 1, 1), federation.naturals.labels[rows])
+    target = Target(
+        images,
+        logits.unsqueeze(1),
+        torch.ones(len(rows), 1, 1),
+        federation.naturals.labels[rows],
+        torch.full((1,), torch.inf),
+    )
     student = fresh(public, len(federation.task.classes), generator)
     distil(
         student,
@@ -135,19 +142,17 @@ def noise_proxies(
     answers = {
         name: system.speak(one, everything, 0, None, images) for name, one in speaking.items()
     }
+    generator = seeds.torch("noise proxies")
+    central = fresh(public, len(system.federation.task.classes), generator, len(system.heads))
     released: Released | None = None
     for rows in np.split(everything, config.system.rounds):
         sums = {
             group: _simulated_sum(system, terms, {s: answers[s] for s in sites}, rows, seeds)
             for group, sites in terms.groups.items()
         }
-        found = system.read(rows, sums, terms.teachers)
+        found = system.read(rows, sums, terms.teachers, terms.noise)
         released = found if released is None else released.followed_by(found)
-    generator = seeds.torch("noise proxies")
-    central = fresh(public, len(system.federation.task.classes), generator, len(system.heads))
-    if released is not None:
-        for _ in range(config.system.rounds):
-            system.absorb(central, released, -1, progress, images)
+        system.absorb(central, released, -1, progress, images[released.rows])
     return central
 
 
@@ -174,4 +179,5 @@ def _epochs(config: Config) -> int:
 
 
 def _distillation_epochs(config: Config) -> int:
-    return config.system.rounds * config.system.distill_epochs
+    """As many passes as the central model makes over rounds that grow by equal parts."""
+    return math.ceil(config.system.distill_epochs * (config.system.rounds + 1) / 2)

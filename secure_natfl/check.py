@@ -90,7 +90,7 @@ def check(config: Config) -> Check:
     groups = {site.name: system.group_of(site) for site in federation.sites}
     terms = agree(config, federation, layout, system.weights(), groups)
     parameters = _parameters(config, federation)
-    noise = terms.noise
+    noise = terms.noise_plan
     logits = 4 * config.proxies.per_round * len(federation.task.classes)
     upload = 4 * layout.size
     if config.aggregation.kind == "ckks":
@@ -145,7 +145,7 @@ def _sites(
 ) -> tuple[SiteCheck, ...]:
     found = []
     for site in federation.sites:
-        spent = terms.noise.spending(site.name) if terms.noise else None
+        spent = terms.noise_plan.spending(site.name) if terms.noise_plan else None
         before: Epsilon = 0.0
         if (sites / site.name / "ledger.db").exists():
             with open_ledger(config, sites / site.name, site.name, site.records) as ledger:
@@ -172,7 +172,7 @@ def _sites(
 
 
 def _groups(terms: Terms) -> tuple[GroupCheck, ...]:
-    noise = terms.noise
+    noise = terms.noise_plan
     return tuple(
         GroupCheck(
             name=name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,16 +19,16 @@ def show(found: Check, console: Console) -> None:
 
 
 def _sites(found: Check) -> Table:
-    table = Table(title="Sites", title_justify="left")
+    table = Table(title="Sites", title_justify="left", box=SIMPLE_HEAD)
     for name in ("site", "group", "architecture", "unit"):
         table.add_column(name)
-    for name in ("patients", "teachers", "α", "ε this run", "ε alone", "ε before"):
+    for name in ("units", "teachers", "α", "ε", "alone", "before"):
         table.add_column(name, justify="right")
     for site in found.sites:
         table.add_row(
             site.name,
             site.group,
-            f"{site.architecture} ({number(site.parameters)})",
+            site.architecture,
             site.unit + (", one class" if site.one_class else ""),
             number(site.patients),
             str(site.teachers),
@@ -40,8 +41,10 @@ def _sites(found: Check) -> Table:
 
 
 def _groups(found: Check) -> Table:
-    table = Table(title="Groups (one aggregate and one head each)", title_justify="left")
-    for name in ("group", "sites", "effective", "colluders tolerated", "signal : noise, at most"):
+    table = Table(
+        title="Groups (one aggregate and one head each)", title_justify="left", box=SIMPLE_HEAD
+    )
+    for name in ("group", "sites", "effective", "colluders", "signal : noise, at most"):
         table.add_column(name, justify="right" if name != "group" else "left")
     for group in found.groups:
         ratio = group.signal_to_noise_at_most

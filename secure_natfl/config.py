@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from protocols.chain import canonical, digest
+from protocols.policy import RESERVED
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[FiniteFloat, Field(gt=0, lt=1)]
@@ -217,7 +218,7 @@ class Speed(Section):
 
     threads: Annotated[int, Field(ge=0)] = 0
     """0: all cores."""
-    batch: Positive = 64
+    batch: Annotated[int, Field(ge=4)] = 64
 
 
 class Config(Section):
@@ -238,11 +239,17 @@ class Config(Section):
         names = [hospital.name for hospital in self.data.hospitals]
         if len(set(names)) != len(names):
             raise ValueError("data.hospitals: two hospitals have the same name")
+        sites = [site for hospital in self.data.hospitals for site in sites_of(hospital)]
+        if len(set(sites)) != len(sites):
+            raise ValueError("data.hospitals: a hospital has the name of another's site")
+        if RESERVED & set(sites):
+            raise ValueError(f"data.hospitals: {', '.join(sorted(RESERVED))} are no names for one")
         if self.system.rounds * self.proxies.per_round > self.proxies.images:
+            room = self.proxies.images // self.system.rounds
             raise ValueError(
                 f"proxies.per_round: {self.system.rounds} rounds × {self.proxies.per_round} images "
                 f"are more than the {self.proxies.images} of the proxy set, and no image is asked "
-                f"twice; lower per_round to {self.proxies.images // self.system.rounds}"
+                f"twice; lower {f'per_round to {room}' if room else 'rounds, or make more images'}"
             )
         return self
 

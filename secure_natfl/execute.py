@@ -30,8 +30,8 @@ def execute(
         for site in results.federation.sites:
             write_site_report(site_report(config, results, site, command), path)
         write_metrics(report, path)
-        page = write_report(report, path)
-    return page
+        write_report(report, path)
+    return path / "report.html"
 
 
 def as_command(source: str, changes: list[str]) -> str:

@@ -17,15 +17,17 @@ def exposure(config: Config, terms: Terms) -> tuple[Exposure, ...]:
 
 
 def _noise(terms: Terms) -> str:
-    if terms.noise is None:
+    if terms.noise_plan is None:
         return "no noise covers it (ε = ∞)"
-    return f"ε = {terms.noise.epsilon:.3g} with {terms.noise.colluders} colluding client(s)"
+    return (
+        f"ε = {terms.noise_plan.epsilon:.3g} with {terms.noise_plan.colluders} colluding client(s)"
+    )
 
 
 def _own_share(terms: Terms) -> str:
-    if terms.noise is None:
+    if terms.noise_plan is None:
         return "no noise at all: ε = ∞"
-    return f"only the site's own noise share: ε = {terms.noise.epsilon_isolated:.3g}"
+    return f"only the site's own noise share: ε = {terms.noise_plan.epsilon_isolated:.3g}"
 
 
 def _observers(noise: str) -> tuple[Exposure, ...]:
@@ -40,7 +42,7 @@ def _observers(noise: str) -> tuple[Exposure, ...]:
             party="Another hospital of the same group",
             learns="its group's aggregate, from which it can take off its own part",
             protection=f"the other sites' noise shares: {noise}",
-            remains="two sites in a group would hide nothing from each other; three are required",
+            remains="two sites would hide nothing from each other; three are required",
         ),
     )
 

@@ -160,6 +160,12 @@ def _sites(config: Config, number: int, records: Records) -> list[tuple[Site, Re
     made = []
     for i, (name, part) in enumerate(zip(names, parts, strict=True)):
         train, test = split(part, data.test_fraction, data.split_seed)
+        if len(train) < 2:
+            raise DataError(
+                "one training image is too few",
+                where=name,
+                fix="leave the site out, or join it with another",
+            )
         site = Site(
             name=name,
             hospital=table.name,

@@ -24,10 +24,12 @@ from secure_natfl.training import (
     distillation_losses,
     features_of,
     fit,
+    logits_of,
     record_losses,
 )
 
 _ALIGNMENT_IMAGES = 512
+_LARGEST_RATIO = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class Target:
     """What a central model is to answer: images [n, …], logits and trust [n, heads, C or 1].
 
     `labels` [n] are the images' natural classes, or None for images that show nothing.
+    `signal_to_noise` [heads]: root mean square of signal over that of noise in the logits, a
+    public figure; infinite where there is no noise.
     """
 
     images: Tensor
     logits: Tensor
     trust: Tensor
     labels: Tensor | None
+    signal_to_noise: Tensor
 
 
 def fresh(public: Network, classes: int, generator: torch.Generator, groups: int = 1) -> Network:
@@ -126,10 +131,17 @@ def distil(
     """Match logits in the square (Ba & Caruana 2014), weighted by trust, beside natural labels.
 
     Under additive noise the mean of a target stays right, which a softmax of noisy logits would
-    spoil; a network that sees thousands of noisy answers averages the noise away. The loss is in
-    units of the targets' mean square. Returns the mean loss of the last epoch.
+    spoil. First the X-ray heads are solved for on the network's features as they are, shrunk by
+    the known noise: few weights average thousands of noisy answers. The whole network follows only
+    where every head's signal is above its noise; else it would learn the noise by heart.
+
+    The loss is in units of the trusted targets' mean square. Returns that of the last epoch.
     """
-    scale = target.logits.square().mean().clamp_min(1e-6)
+    _solve_heads(central, target)
+    scale = (target.trust * target.logits.square()).mean().clamp_min(1e-6)
+    if float(target.signal_to_noise.min()) < 1:
+        off = (logits_of(central, target.images) - target.logits).square()
+        return float((target.trust * off).mean() / scale)
 
     def loss(rows: Tensor) -> Tensor:
         xray, natural = central(augment(target.images[rows], generator))
@@ -142,6 +154,29 @@ def distil(
         return value
 
     return fit(central, loss, len(target.images), schedule, generator, progress)
+
+
+@torch.no_grad()
+def _solve_heads(central: Network, target: Target) -> None:
+    """Ridge regression of each head on standardised features, with λ = d/SNR².
+
+    That is the Bayes choice for weights that share the signal's variance evenly among d features.
+    """
+    features = features_of(central.backbone, target.images).double()
+    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    inputs = (features - mean) / deviation
+    for head in range(central.groups):
+        trust = target.trust[:, head].double()
+        logits = target.logits[:, head].double()
+        middle = (trust * logits).sum(0) / trust.sum()
+        ratio = float(target.signal_to_noise[head].clamp(1e-2, _LARGEST_RATIO))
+        gram = inputs.T @ (trust * inputs)
+        gram += central.features / ratio**2 * torch.eye(central.features, dtype=torch.float64)
+        solved = torch.linalg.solve(gram, inputs.T @ (trust * (logits - middle)))
+        weight = (solved / deviation.unsqueeze(1)).T
+        rows = slice(head * central.classes, (head + 1) * central.classes)
+        central.xray.weight[rows] = weight.float()
+        central.xray.bias[rows] = (middle - weight @ mean).float()
 
 
 def _supervision(

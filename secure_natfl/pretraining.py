@@ -6,6 +6,7 @@ under the hash of these and shared by all runs and sites of a machine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -67,9 +68,7 @@ def _pretrain(network: Network, naturals: Naturals, epochs: int, progress: Progr
         return functional.cross_entropy(logits, naturals.labels[rows])
 
     schedule = Schedule(epochs, batch=64, rate=_RATE)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        fit(network, loss, len(naturals.labels), schedule, generator, progress)
+    fit(network, loss, len(naturals.labels), schedule, generator, progress)
 
 
 def _key(architecture: str, naturals: Naturals, size: int, weights: str, epochs: int) -> str:
@@ -109,10 +108,11 @@ def _restore(network: Network, file: Path) -> bool:
 
 def _keep(network: Network, file: Path) -> None:
     """Store for the next run; a cache that cannot be written costs time, not the run."""
+    part = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.{os.getpid()}")
         save_file(_learned(network), part)
         part.replace(file)
-    except OSError:
-        return
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -7,6 +7,7 @@ fixed: bound, charge, noise, store, encrypt.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ class Terms:
     alphas: dict[str, int]
     groups: dict[str, list[str]]
     mechanisms: Mapping[str, NoNoise | ShardTeachers]
-    noise: NoisePlan | None
+    noise_plan: NoisePlan | None
 
     @property
     def digest(self) -> str:
@@ -70,6 +71,18 @@ class Terms:
             group: float(sum(self.alphas[s] * self.mechanisms[s].shards for s in sites))
             for group, sites in self.groups.items()
         }
+
+    @property
+    def noise(self) -> dict[str, float]:
+        """Group → standard deviation of the noise on each released number, in real units."""
+        if self.noise_plan is None:
+            return dict.fromkeys(self.groups, 0.0)
+        found = {}
+        for group, sites in self.groups.items():
+            mechanism = self.mechanisms[sites[0]]
+            norm = self.noise_plan.noise_norm[group]
+            found[group] = norm * mechanism.step / math.sqrt(mechanism.size)
+        return found
 
 
 def agree(
@@ -279,10 +292,9 @@ class Protection:
     def _require(self) -> None:
         """Every ledger must be able to pay for all rounds before the first is played."""
         for site, ledger in self.ledgers.items():
-            left = sum(
-                ledger.stored(ReleaseKey(self.session, r)) is None
-                for r in range(self.config.system.rounds)
-            )
+            mine = {"session": self.session, "patients": ledger.patients}
+            charged = sum(mine.items() <= line.items() for line in ledger.lines())
+            left = self.config.system.rounds - charged
             if left:
                 ledger.require(self.terms.mechanisms[site].event(), left)
 

@@ -53,7 +53,7 @@ def headline(config: Config, results: Results, command: str) -> dict[str, object
             f"the run was seeded (run.seed = {config.run.seed}): whoever knows the seed can take "
             "the noise away"
         )
-    if results.terms.noise is None:
+    if results.terms.noise_plan is None:
         reasons.append("no noise was added, so no ε bounds what the released figures reveal")
     return {
         "product_version": __version__,
@@ -116,8 +116,8 @@ def consortium(config: Config, results: Results, command: str) -> Report:
 def client(results: Results, site: Site, tests: dict[str, TestPart]) -> Client:
     """One site's row: what it declares, its privacy loss, its personalised model's scores."""
     epsilon = isolated = float("inf")
-    if results.terms.noise is not None:
-        spent = results.terms.noise.spending(site.name)
+    if results.terms.noise_plan is not None:
+        spent = results.terms.noise_plan.spending(site.name)
         epsilon, isolated = spent.epsilon, spent.epsilon_isolated
     network, part = results.state.personal[site.name], tests[site.hospital]
     return Client(
@@ -192,7 +192,7 @@ def _aggregation(config: Config, results: Results) -> Aggregation:
 
 
 def _privacy(config: Config, results: Results) -> Privacy:
-    noise, table = results.terms.noise, config.privacy
+    noise, table = results.terms.noise_plan, config.privacy
     worst = max(results.terms.mechanisms.values(), key=lambda m: m.event().rho)
     parameters: dict[str, int | float | str] = {
         "clip norm, real units": table.clip,
@@ -210,11 +210,13 @@ def _privacy(config: Config, results: Results) -> Privacy:
             "zCDP ρ of the worst client, all rounds": max(
                 noise.spending(site).rho for site in noise.mechanisms
             ),
-            "honest shares counted on": str(noise.honest),
+            "honest noise shares counted on": ", ".join(
+                f"{count} in {group}" for group, count in noise.honest.items()
+            ),
         }
     epsilons = [noise.epsilon, noise.epsilon_isolated] if noise else [float("inf")] * 2
     rho = max((noise.spending(site).rho for site in noise.mechanisms), default=0) if noise else 0
-    ratios = [r["signal_to_noise"] for r in results.rounds if r["signal_to_noise"] is not None]
+    ratios = [r["signal_to_noise"] for r in results.rounds] if noise else []
     return Privacy(
         mechanism=table.mechanism,
         epsilon=epsilons[0],

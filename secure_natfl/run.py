@@ -8,10 +8,9 @@ sites' ledgers, so that taking it up again sends the same integers and charges n
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -183,13 +182,13 @@ class Run:
         with self.stages.stage("Protect, add and open", f"round {number + 1}"):
             before = dict(protection.spending.seconds)
             outcome, sums = protection.play(number, rows, contributions)
-        found = system.read(rows, sums, protection.terms.teachers)
+        found = system.read(rows, sums, protection.terms.teachers, protection.terms.noise)
         state.released = found if state.released is None else state.released.followed_by(found)
         losses = self._learn(number, system, state)
         summary = {
             "aggregate_sha256": [a.sha256 for a in outcome.aggregates.values()],
             "upload_bytes": max(outcome.cost.upload_bytes.values(), default=0),
-            "signal_to_noise": _signal_to_noise(protection.terms, sums),
+            "signal_to_noise": min(found.signal_to_noise.values()),
             "protection": {
                 step: seconds - before.get(step, 0.0)
                 for step, seconds in protection.spending.seconds.items()
@@ -275,6 +274,7 @@ class Run:
             arrays["rows"],
             {g: torch.from_numpy(arrays[f"logits:{g}"]) for g in groups},
             {g: torch.from_numpy(arrays[f"trust:{g}"]) for g in groups},
+            {g: float(arrays[f"ratio:{g}"]) for g in groups},
         )
         state.released = found if state.released is None else state.released.followed_by(found)
         if last:
@@ -348,21 +348,6 @@ def head_of(system: NatImgFL, hospital: str) -> int:
     return system.heads.index(system.group_of(site))
 
 
-def _signal_to_noise(terms: Terms, sums: Mapping[str, Any]) -> float | None:
-    """Root mean square of signal over noise in the weakest group, from what was released.
-
-    The noise variance is public, so it is taken off the released energy.
-    """
-    if terms.noise is None:
-        return None
-    ratios = []
-    for group, vector in sums.items():
-        step = terms.mechanisms[terms.groups[group][0]].step
-        noise = (terms.noise.noise_norm[group] * step) ** 2
-        ratios.append(math.sqrt(max(float((vector**2).sum()) / noise - 1, 0.0)))
-    return min(ratios)
-
-
 def _by_message(protection: Protection) -> dict[str, Traffic]:
     kinds: dict[str, Traffic] = {}
     for entry in protection.transcript.entries:
@@ -383,6 +368,7 @@ def _keep(part: Path, state: State, found: Released, summary: dict[str, Any]) ->
     for group in found.logits:
         arrays[f"logits:{group}"] = found.logits[group]
         arrays[f"trust:{group}"] = found.trust[group]
+        arrays[f"ratio:{group}"] = np.array(found.signal_to_noise[group])
     save_arrays(part / "released.npz", **arrays)
     (part / "summary.json").write_text(json.dumps(summary, indent=2))
 

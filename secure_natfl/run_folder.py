@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ class RunFolder:
             write(identity, json.dumps(stated, indent=2).encode())
         except OSError as error:
             raise _unwritable(path, error) from None
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 "run.json is damaged", where=str(path), why=str(error), fix="start a new folder"
             ) from None
@@ -103,7 +104,7 @@ class RunFolder:
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
             part.replace(self.path / _STATE / name)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise _unwritable(self.path, error) from None
 
 
@@ -141,10 +142,10 @@ def load_arrays(file: Path) -> dict[str, NDArray[Any]]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _unwritable(path: Path, error: OSError) -> RunFolderError:
+def _unwritable(path: Path, error: OSError | SafetensorError) -> RunFolderError:
     return RunFolderError(
         "the run folder cannot be written",
         where=str(path),
-        why=error.strerror or str(error),
+        why=getattr(error, "strerror", None) or str(error),
         fix="free space, or choose another --out; --resume takes the run up again",
     )

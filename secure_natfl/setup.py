@@ -80,12 +80,9 @@ def _speaking(
     table, teachers = config.privacy, teachers_of(config, federation)[site.name]
     if isinstance(table, NoNoise) and table.speaking == "network":
         return Speaking(site, backbone, None)
-    features = features_of(backbone.network.backbone, site.train.images)
     if seeds.seeded:
         key = seeds.protective(os.urandom, "partition", site.name)(32)
     else:
         key = secret(sites / site.name, "partition", os.urandom)
-    shards = shard_batch(
-        site, backbone.standardised(features), teachers, table.max_images_per_patient, key
-    )
+    shards = shard_batch(site, backbone, teachers, table.max_images_per_patient, key)
     return Speaking(site, backbone, shards)

@@ -91,15 +91,15 @@ def _apply(table: Table, change: str) -> None:
             "not a setting", where=f"--set {change}", fix="write --set table.key=value"
         )
     value = _value(text.strip())
-    if len(path) == 2 and _DISCRIMINATORS.get(path[0]) == path[1]:
-        table[path[0]] = _switched(path[0], table.get(path[0], {}), value)
-        return
     inner = table
     for part in path[:-1]:
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
             raise ConfigError("not a table", where=f"--set {change}", why=f"{part} is a value")
-    inner[path[-1]] = value
+    if len(path) == 2 and _DISCRIMINATORS.get(path[0]) == path[1]:
+        table[path[0]] = _switched(path[0], inner, value)
+    else:
+        inner[path[-1]] = value
 
 
 def _value(text: str) -> Any:
@@ -130,7 +130,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _explained(error: ValidationError, source: str) -> ConfigError:
     fault = error.errors()[0]
-    path = [part for i, part in enumerate(fault["loc"]) if not _is_tag(fault["loc"], i)]
+    path = _path(fault["loc"])
     where = f"{source}: {'.'.join(map(str, path))}" if path else source
     if fault["type"] == "extra_forbidden":
         known = sorted(_keys_beside(fault["loc"]))
@@ -139,15 +139,23 @@ def _explained(error: ValidationError, source: str) -> ConfigError:
         return ConfigError("unknown key", where=where, fix=fix)
     if fault["type"] == "missing":
         return ConfigError("a key is missing", where=where, fix=f"add {path[-1]}")
-    message = str(fault["msg"]).removeprefix("Value error, ")
+    # A value of several types is at fault once for each of them.
+    faults = [other["msg"] for other in error.errors() if _path(other["loc"]) == path]
+    message = ", or: ".join(faults).removeprefix("Value error, ")
     given = fault.get("input")
     shown = f"got {given!r}" if isinstance(given, str | int | float) else ""
     return ConfigError(message, where=where, why=shown)
 
 
+def _path(location: tuple[int | str, ...]) -> list[int | str]:
+    return [part for i, part in enumerate(location) if not _is_tag(location, i)]
+
+
 def _is_tag(location: tuple[int | str, ...], position: int) -> bool:
     """Whether pydantic put the name of a union's member here; a person never wrote it."""
     first = location[0] if location else ""
+    if position > 1 and str(location[position]).startswith(("constrained-", "literal[")):
+        return True
     return (position == 1 and first in _DISCRIMINATORS and len(location) > 2) or (
         position == 3 and location[:2] == ("data", "hospitals")
     )

@@ -97,9 +97,27 @@ def fit(
     Returns the mean loss of the last epoch. Does nothing and returns 0 for 0 epochs.
     """
     steps_per_epoch = max(1, examples // schedule.batch)
-    steps = schedule.epochs * steps_per_epoch
-    if steps == 0:
+    if schedule.epochs == 0:
         return 0.0
+    # A network's own dropout draws from torch's global stream, which others move on.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        last = _steps(network, loss, examples, schedule, generator, progress)
+    tail = last[-steps_per_epoch:]
+    return sum(tail) / len(tail)
+
+
+def _steps(
+    network: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    examples: int,
+    schedule: Schedule,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> list[float]:
+    """The loss of every step."""
+    steps_per_epoch = max(1, examples // schedule.batch)
+    steps = schedule.epochs * steps_per_epoch
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=schedule.rate, weight_decay=schedule.decay
     )
@@ -116,8 +134,7 @@ def fit(
         if progress is not None:
             progress(step + 1, steps)
     network.eval()
-    tail = last[-steps_per_epoch:]
-    return sum(tail) / len(tail)
+    return last
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

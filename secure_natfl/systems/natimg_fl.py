@@ -14,6 +14,7 @@ This file knows nothing of keys, noise or messages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,12 +62,14 @@ class Returned:
 class Released:
     """What everybody may know after a round: all rows asked so far, and per group Z and trust.
 
-    logits: group → [n, C]. trust: group → ω [n] ≥ 0 with mean 1.
+    logits: group → [n, C]. trust: group → ω [n] ≥ 0 with mean 1. signal_to_noise: group → ratio
+    of root mean squares in the released sums, infinite without noise.
     """
 
     rows: Rows
     logits: dict[str, Tensor]
     trust: dict[str, Tensor]
+    signal_to_noise: dict[str, float]
 
     def followed_by(self, later: Released) -> Released:
         """This and a later round's rows as one."""
@@ -74,6 +77,7 @@ class Released:
             np.concatenate([self.rows, later.rows]),
             {g: torch.cat([z, later.logits[g]]) for g, z in self.logits.items()},
             {g: torch.cat([w, later.trust[g]]) for g, w in self.trust.items()},
+            {g: (r + later.signal_to_noise[g]) / 2 for g, r in self.signal_to_noise.items()},
         )
 
 
@@ -184,15 +188,20 @@ class NatImgFL:
     # At the server.
 
     def read(
-        self, rows: Rows, sums: Mapping[str, Matrix], teachers: Mapping[str, float]
+        self,
+        rows: Rows,
+        sums: Mapping[str, Matrix],
+        teachers: Mapping[str, float],
+        noise: Mapping[str, float],
     ) -> Released:
         """Z = N / D per group, from released sums; where nothing was appended D is Σα·M.
 
-        A row whose denominator fell below a quarter of the usual gets no trust: its quotient
-        would be mostly noise.
+        noise: group → standard deviation per released number, 0 without noise. A row whose
+        denominator fell below a quarter of the usual gets no trust: its quotient would be mostly
+        noise.
         """
         layout = self.layout(len(rows))
-        logits, trust = {}, {}
+        logits, trust, ratio = {}, {}, {}
         for group, vector in sums.items():
             parts = {k: torch.from_numpy(m).float() for k, m in layout.unpack(vector).items()}
             shape = (len(rows), 1)
@@ -202,7 +211,9 @@ class NatImgFL:
             relative = (weight / usual).mean(1)
             omega = torch.where(relative < _FEWEST, 0.0, relative.clamp_max(1 / _FEWEST))
             trust[group] = omega / omega.mean().clamp_min(1e-6)
-        return Released(rows, logits, trust)
+            energy = float(parts["numerators"].square().mean())
+            ratio[group] = _signal_to_noise(energy, noise[group])
+        return Released(rows, logits, trust, ratio)
 
     def absorb(
         self,
@@ -219,6 +230,7 @@ class NatImgFL:
             torch.stack([released.logits[g] for g in self.heads], 1),
             torch.stack([released.trust[g] for g in self.heads], 1).unsqueeze(-1),
             naturals.labels[released.rows] if images is None else None,
+            torch.tensor([released.signal_to_noise[g] for g in self.heads]),
         )
         return distil(
             central,
@@ -304,6 +316,11 @@ class NatImgFL:
             generator,
         )
         return network
+
+
+def _signal_to_noise(energy: float, noise: float) -> float:
+    """From the mean square of signal and noise together, and the noise's deviation alone."""
+    return math.sqrt(max(energy / noise**2 - 1, 0.0)) if noise else math.inf
 
 
 def _teacher(returned: Returned, weight: Tensor) -> Teacher:

@@ -20,7 +20,13 @@ from secure_natfl.federation import Site, class_shares
 from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch, ShardBatch, ShardHeads
 from secure_natfl.models import Network
 from secure_natfl.systems.betas import Answer
-from secure_natfl.training import Naturals, answers_of, distillation_losses, record_losses
+from secure_natfl.training import (
+    Naturals,
+    answers_of,
+    distillation_losses,
+    features_of,
+    record_losses,
+)
 
 HIDDEN = 32
 """Width of a head; small, since a shard holds a handful of patients."""
@@ -117,17 +123,24 @@ def _images(site: Site, images_per_patient: int) -> int:
 
 
 def shard_batch(
-    site: Site, features: Tensor, shards: int, images_per_patient: int, key: bytes
+    site: Site, backbone: PublicBackbone, shards: int, images_per_patient: int, key: bytes
 ) -> ShardBatch:
-    """A site's records on public features [N, d], as padded shards."""
+    """A site's records on public features, as padded shards.
+
+    A shard's features are computed apart from the others', for the rounding of a network's
+    arithmetic depends on how many images it is given at once.
+    """
     assigned = assign_shards(site, shards, images_per_patient, key)
     room = shard_capacity(site.patients, shards, _images(site, images_per_patient))
     classes = site.train.targets.shape[1]
-    padded = torch.zeros(shards, room, features.shape[1])
+    padded = torch.zeros(shards, room, backbone.features.shape[1])
     targets, known = torch.zeros(shards, room, classes), torch.zeros(shards, room, classes)
     for shard, rows in enumerate(assigned):
+        if not rows:
+            continue
         chosen = torch.tensor(rows, dtype=torch.long)
-        padded[shard, : len(rows)] = features[chosen]
+        raw = features_of(backbone.network.backbone, site.train.images[chosen])
+        padded[shard, : len(rows)] = backbone.standardised(raw)
         targets[shard, : len(rows)] = site.train.targets[chosen]
         known[shard, : len(rows)] = site.train.known[chosen]
     return ShardBatch(padded, targets, known)

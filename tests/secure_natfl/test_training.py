@@ -1,0 +1,465 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import nn
+from torch.nn import functional
+
+from secure_natfl.alignment import Alignment
+from secure_natfl.fine_tuning import LocalLoss, Target, Teacher, distil, fine_tune, fresh
+from secure_natfl.models import Network
+from secure_natfl.seeds import Seeds
+from secure_natfl.training import (
+    Examples,
+    Schedule,
+    answers_of,
+    augment,
+    distillation_losses,
+    features_of,
+    fit,
+    logits_of,
+    record_losses,
+)
+
+SEEDS = Seeds.of_study(3)
+SCHEDULE = Schedule(epochs=2, batch=16, rate=1e-3)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def state(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+# Losses
+
+
+def test_single_label_loss_is_cross_entropy_of_each_record():
+    logits, labels = draw(3, 5, 4), torch.arange(15).reshape(3, 5) % 4
+    targets = functional.one_hot(labels, 4).float()
+    found = record_losses(logits, targets, torch.ones_like(targets), multi_label=False)
+    expected = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    torch.testing.assert_close(found.flatten(), expected)
+    padded = record_losses(logits, targets, torch.zeros_like(targets), multi_label=False)
+    assert (padded == 0).all()
+
+
+def test_unknown_findings_cost_nothing_whatever_their_logit():
+    logits, targets = draw(6, 3), (draw(6, 3, seed=1) > 0).float()
+    known = torch.tensor([[1.0, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]])
+    found = record_losses(logits, targets, known, multi_label=True)
+    for i in range(6):
+        each = [
+            float(functional.binary_cross_entropy_with_logits(logits[i, c], targets[i, c]))
+            for c in range(3)
+            if known[i, c]
+        ]
+        assert float(found[i]) == pytest.approx(np.mean(each) if each else 0.0, abs=1e-6)
+    shouted = torch.where(known > 0, logits, torch.tensor(1e4))
+    assert torch.equal(record_losses(shouted, targets, known, multi_label=True), found)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_distillation_is_the_divergence_from_the_teacher(multi_label):
+    student, teacher, t = draw(7, 3), draw(7, 3, seed=1), 2.5
+    found = distillation_losses(student, teacher, t, multi_label=multi_label)
+    for i in range(7):
+        expected = 0.0
+        if multi_label:
+            for c in range(3):
+                p, q = (1 / (1 + math.exp(-float(x[i, c]) / t)) for x in (teacher, student))
+                expected += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+        else:
+            p, q = (torch.softmax(x[i].double() / t, 0) for x in (teacher, student))
+            expected = float((p * (p / q).log()).sum())
+        assert float(found[i]) == pytest.approx(t * t * expected, abs=1e-5)
+    equal = distillation_losses(teacher, teacher, t, multi_label=multi_label)
+    assert equal.abs().max() < 1e-6
+
+
+# Alignment
+
+
+def test_alignment_of_one_record_does_not_depend_on_others():
+    align = Alignment(draw(200, 8), SEEDS.torch("a"))
+    records = draw(30, 8, seed=1)
+    whole = align(records)
+    assert whole.shape == (30,)
+    for kept in ([4], list(range(10, 30))):
+        torch.testing.assert_close(align(records[kept]), whole[kept])
+    other = records.clone()
+    other[0] = 100.0
+    assert torch.equal(align(other)[1:], whole[1:])
+
+
+def test_alignment_is_the_cross_term_of_the_discrepancy():
+    """Against the Gaussian kernel itself, which random features approximate."""
+    natural, records = draw(400, 8), 0.5 * draw(20, 8, seed=1) + 0.5
+    width = float(natural.std()) * math.sqrt(8)
+    kernel = torch.exp(-torch.cdist(records, natural) ** 2 / (2 * width**2)).mean(1)
+    found = torch.stack([Alignment(natural, SEEDS.torch("a", i))(records) for i in range(30)])
+    torch.testing.assert_close(found.mean(0), -2 * kernel, atol=0.06, rtol=0)
+
+
+def test_alignment_pulls_towards_public_statistics():
+    natural = draw(300, 6)
+    align = Alignment(natural, SEEDS.torch("a"))
+    near, far = natural[:50] + 0.05, natural[:50] + 3
+    assert align(near).mean() < align(far).mean()
+
+
+# Loops
+
+
+def test_augmentation_mirrors_or_shifts_by_a_sixteenth_at_most():
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32)
+    images = torch.cat([ramp + 100 * i for i in range(20)])
+    generator = SEEDS.torch("augment")
+    seen = set()
+    for _ in range(30):
+        made = augment(images, generator) - torch.arange(20.0).reshape(-1, 1, 1, 1) * 100
+        assert made.shape == images.shape
+        inner = made[:, 0, 0, 4:-4]
+        slope = inner.diff()
+        mirrored = slope[:, 0] < 0
+        assert set(slope.flatten().tolist()) <= {1.0, -1.0}
+        shift = inner[:, 0] - torch.where(mirrored, 27, 4)
+        assert len(shift.unique()) == 1, "one shift for the batch"
+        assert abs(float(shift[0])) <= 2
+        seen |= {(bool(m), float(shift[0])) for m in mirrored}
+    assert len(seen) == 10
+
+
+def test_training_is_repeatable_whatever_else_draws_random_numbers():
+    """Also for a network with dropout, which draws from torch's global stream."""
+
+    def trained(noise):
+        torch.manual_seed(noise)
+        torch.rand(noise)
+        network = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(0.1)
+        before = torch.get_rng_state()
+        x = draw(64, 4)
+        fit(network, lambda rows: network(x[rows]).square().mean(), 64, SCHEDULE, SEEDS.torch("d"))
+        assert torch.equal(torch.get_rng_state(), before), "others' randomness was moved on"
+        return state(network)
+
+    assert same(trained(1), trained(2))
+
+
+def test_an_epoch_sees_every_row_once_and_the_last_epochs_loss_is_returned():
+    parameter = nn.Linear(1, 1)
+    seen = []
+
+    def loss(rows):
+        seen.append(rows.tolist())
+        return 0 * parameter(torch.ones(1, 1)).sum() + len(seen)
+
+    steps = []
+    last = fit(
+        parameter,
+        loss,
+        48,
+        Schedule(3, batch=16, rate=0.1),
+        SEEDS.torch("rows"),
+        lambda done, total: steps.append((done, total)),
+    )
+    for epoch in range(3):
+        assert sorted(sum(seen[3 * epoch : 3 * epoch + 3], [])) == list(range(48))
+    assert seen[0] != seen[3]
+    assert last == pytest.approx((7 + 8 + 9) / 3)
+    assert steps == [(i, 9) for i in range(1, 10)]
+    assert fit(parameter, loss, 48, Schedule(0, 16, 0.1), SEEDS.torch("none")) == 0.0
+    assert len(seen) == 9
+
+
+def test_fewer_examples_than_a_batch_are_one_batch():
+    parameter, seen = nn.Linear(1, 1), []
+
+    def loss(rows):
+        seen.append(len(rows))
+        return parameter(torch.ones(1, 1)).sum()
+
+    fit(parameter, loss, 5, SCHEDULE, SEEDS.torch("few"))
+    assert seen == [5, 5]
+
+
+def test_answers_are_those_of_evaluation_in_one_pass_or_two(world):
+    network = world.network("test_resnet", "answers")
+    network.train()
+    images = world.federation.naturals.images
+    xray, natural = answers_of(network, images)
+    assert not network.training
+    assert torch.equal(xray, logits_of(network, images))
+    assert xray.shape == (120, 1, 2)
+    features = features_of(network.backbone, images)
+    torch.testing.assert_close(network.natural(features), natural)
+
+
+# Fine-tuning
+
+
+def test_a_fresh_network_has_a_head_of_its_own_and_shares_no_memory(world):
+    public = world.networks["test_resnet"]
+    before = state(public)
+    one = fresh(public, 3, SEEDS.torch("one"), groups=2)
+    assert one(torch.zeros(2, 1, 32, 32))[0].shape == (2, 2, 3)
+    assert torch.equal(fresh(public, 3, SEEDS.torch("one"), 2).xray.weight, one.xray.weight)
+    assert not torch.equal(fresh(public, 3, SEEDS.torch("two"), 2).xray.weight, one.xray.weight)
+    assert same(state(public.backbone), state(one.backbone))
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.fill_(9.0)
+    assert same(before, state(public))
+
+
+def tuned(world, weights, teacher=None, **changes):
+    site = world.sites[0]
+    network = world.network(site.architecture, "tuned")
+    train = replace(site.train, **changes)
+    naturals = world.federation.naturals
+    fine_tune(network, train, naturals, weights, teacher, SCHEDULE, SEEDS.torch("tune"))
+    return state(network)
+
+
+def some_teacher(world, weight=1.0, seed=0):
+    rows = torch.arange(40)
+    return Teacher(rows, 3 * draw(40, 2, seed=seed), torch.full((40,), weight))
+
+
+def test_each_part_of_the_local_loss_changes_what_is_learned(world):
+    teacher = some_teacher(world)
+    whole = LocalLoss(natural=1.0, alignment=0.5, distillation=1.0)
+    base = tuned(world, whole, teacher)
+    assert same(base, tuned(world, whole, teacher)), "repeatable"
+    for part in ("natural", "alignment", "distillation"):
+        without = replace(whole, **{part: 0.0})
+        assert not same(base, tuned(world, without, teacher)), part
+    assert not same(base, tuned(world, whole, some_teacher(world, seed=1)))
+    assert not same(base, tuned(world, whole, some_teacher(world, weight=0.3)))
+    assert not same(base, tuned(world, replace(whole, temperature=4.0), teacher))
+
+
+def test_what_is_switched_off_is_not_looked_at(world):
+    plain = LocalLoss()
+    assert same(tuned(world, plain), tuned(world, plain, some_teacher(world)))
+    # No trust in the teacher is as good as no teacher.
+    natural = LocalLoss(natural=1.0, distillation=1.0)
+    asked = some_teacher(world, weight=0.0)
+    assert same(
+        tuned(world, natural, asked), tuned(world, natural, some_teacher(world, 0.0, seed=1))
+    )
+
+
+def test_unknown_labels_teach_nothing(world):
+    site = world.sites[0]
+    known = torch.ones_like(site.train.known)
+    known[::2] = 0
+    flipped = site.train.targets.clone()
+    flipped[::2] = 1 - flipped[::2]
+    one = tuned(world, LocalLoss(), known=known)
+    other = tuned(world, LocalLoss(), known=known, targets=flipped)
+    assert same(one, other)
+    assert not same(one, tuned(world, LocalLoss(), targets=flipped))
+
+
+def test_fine_tuning_learns_its_own_labels(world):
+    site = world.sites[0]
+    network = world.network(site.architecture, "learn")
+    before = logits_of(network, site.train.images)[:, 0]
+    fine_tune(
+        network,
+        site.train,
+        world.federation.naturals,
+        LocalLoss(),
+        None,
+        Schedule(40, 16, 3e-3),
+        SEEDS.torch("learn"),
+    )
+    after = logits_of(network, site.train.images)[:, 0]
+    losses = [
+        float(record_losses(x, site.train.targets, site.train.known, multi_label=False).mean())
+        for x in (before, after)
+    ]
+    assert losses[1] < 0.6 * losses[0]
+
+
+# Distilling the central model
+
+
+def target_of(world, logits, trust, labels=True, ratio=math.inf):
+    naturals = world.federation.naturals
+    n, heads = logits.shape[:2]
+    return Target(
+        naturals.images[:n],
+        logits,
+        trust,
+        naturals.labels[:n] if labels else None,
+        torch.full((heads,), ratio),
+    )
+
+
+def central_after(world, target, *, natural=0.0, schedule=SCHEDULE, multi_label=False):
+    network = world.network("test_resnet", "central", target.logits.shape[1])
+    value = distil(
+        network, target, natural, schedule, SEEDS.torch("distil"), multi_label=multi_label
+    )
+    return network, value
+
+
+def test_a_central_model_approaches_what_it_is_taught(world):
+    logits = draw(40, 2, 1).repeat(1, 1, 2) * torch.tensor([1.0, -1.0])
+    target = target_of(world, logits, torch.ones(40, 2, 1))
+    network, last = central_after(world, target, schedule=Schedule(20, 20, 1e-3))
+    found = logits_of(network, target.images)
+    found = found - found.mean(-1, keepdim=True)
+    assert float((found - logits).square().mean()) < 0.5 * float(logits.square().mean())
+    assert last < 0.7
+
+
+def test_heads_are_solved_by_ridge_regression(world):
+    """Against scikit-learn, at a signal as strong as the noise, where λ is the number of features.
+
+    The network itself is not touched below a ratio of 1: it would learn the noise by heart.
+    """
+    logits, ratio = draw(120, 2, 2), 0.9
+    target = target_of(world, logits, torch.ones(120, 2, 1), ratio=ratio)
+    before = world.network("test_resnet", "central", 2)
+    network, _ = central_after(world, target)
+    features = features_of(before.backbone, target.images)
+    scaled = ((features - features.mean(0)) / features.std(0).clamp_min(1e-6)).double().numpy()
+    for head in range(2):
+        ridge = Ridge(alpha=before.features / ratio**2).fit(scaled, logits[:, head].numpy())
+        found = logits_of(network, target.images)[:, head]
+        np.testing.assert_allclose(found.numpy(), ridge.predict(scaled), atol=1e-4)
+    assert same(state(before.backbone), state(network.backbone))
+    assert same(state(before.natural), state(network.natural))
+
+
+def test_the_more_noise_the_smaller_the_answers(world):
+    logits, trust = draw(120, 1, 2), torch.ones(120, 1, 1)
+    spread = [
+        float(
+            logits_of(
+                central_after(world, target_of(world, logits, trust, ratio=ratio))[0],
+                world.federation.naturals.images,
+            ).std()
+        )
+        for ratio in (0.9, 0.3, 0.1)
+    ]
+    assert spread[0] > 2 * spread[1] > 4 * spread[2] > 0
+
+
+def test_the_network_follows_where_every_head_has_more_signal_than_noise(world):
+    logits, trust = draw(40, 2, 2), torch.ones(40, 2, 1)
+    start = state(world.network("test_resnet", "central", 2).backbone)
+    for ratios, follows in (((2.0, 2.0), True), ((2.0, 0.5), False)):
+        target = replace(
+            target_of(world, logits, trust), signal_to_noise=torch.tensor(ratios)
+        )
+        assert same(start, state(central_after(world, target)[0].backbone)) != follows
+
+
+@pytest.mark.parametrize("ratio", [0.5, 5.0, math.inf])
+def test_answers_without_trust_are_without_any_influence(world, ratio):
+    logits, trust = draw(40, 1, 2), torch.ones(40, 1, 1)
+    trust[:10] = 0
+    wild = logits.clone()
+    wild[:10] = 1e6
+    one, first = central_after(world, target_of(world, logits, trust, ratio=ratio))
+    other, second = central_after(world, target_of(world, wild, trust, ratio=ratio))
+    assert same(state(one), state(other))
+    assert first == second
+    trusted = target_of(world, wild, torch.ones(40, 1, 1), ratio=ratio)
+    assert not same(state(one), state(central_after(world, trusted)[0]))
+
+
+def test_a_round_that_nothing_can_be_trusted_of_leaves_a_network_whole(world):
+    target = target_of(world, draw(40, 1, 2), torch.zeros(40, 1, 1), ratio=0.01)
+    network, last = central_after(world, target)
+    assert math.isfinite(last)
+    assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
+
+
+def test_the_loss_is_relative_to_the_targets(world):
+    logits, trust = draw(40, 1, 2), torch.ones(40, 1, 1)
+    losses = [
+        central_after(world, target_of(world, scale * logits, trust, ratio=0.5))[1]
+        for scale in (0.1, 1, 1000)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    assert 0.1 < losses[0] < 1
+
+
+def test_only_a_single_label_model_is_centred(world):
+    """A shift common to all classes changes no softmax, but every sigmoid."""
+    target = target_of(world, torch.full((40, 1, 2), 50.0), torch.ones(40, 1, 1))
+    schedule = Schedule(1, 40, 1e-6)
+    for multi_label in (False, True):
+        _, value = central_after(world, target, schedule=schedule, multi_label=multi_label)
+        assert value == pytest.approx(0.0 if multi_label else 1.0, abs=0.05)
+
+
+def test_natural_labels_are_an_auxiliary_task_of_the_central_model(world):
+    logits, trust = draw(40, 1, 2), torch.ones(40, 1, 1)
+    with_labels = target_of(world, logits, trust)
+    without = target_of(world, logits, trust, labels=False)
+    base = state(central_after(world, with_labels, natural=1.0)[0])
+    assert not same(base, state(central_after(world, with_labels, natural=0.0)[0]))
+    # Images that show nothing have no labels, and then the weight changes nothing.
+    assert same(
+        state(central_after(world, without, natural=1.0)[0]),
+        state(central_after(world, without, natural=0.0)[0]),
+    )
+
+
+# Seeds
+
+
+def test_streams_differ_by_purpose_and_by_study():
+    def first(seeds, *purpose):
+        return seeds.torch(*purpose).initial_seed()
+
+    assert first(SEEDS, "a", 1) == first(Seeds.of_study(3), "a", 1)
+    streams = [("a", 1), ("a", 2), ("a", "1"), ("a1",), ("b", 1)]
+    drawn = {first(SEEDS, *purpose) for purpose in streams}
+    assert len(drawn) == len(streams)
+    assert first(Seeds.of_study(4), "a", 1) not in drawn
+    assert 0 <= SEEDS.integer("a") < 2**32
+
+
+def test_only_a_study_predicts_what_protects():
+    def system(count):
+        return b"\x07" * count
+
+    own = Seeds(b"r" * 32, seeded=False)
+    assert own.protective(system, "noise")(9) == b"\x07" * 9
+    drawn = SEEDS.protective(system, "noise")(64)
+    assert drawn == Seeds.of_study(3).protective(system, "noise")(64)
+    assert drawn not in (
+        SEEDS.protective(system, "other")(64),
+        Seeds.of_study(4).protective(system, "noise")(64),
+        b"\x07" * 64,
+    )
+    assert "root" not in repr(own)
+
+
+def test_examples_keep_their_rows_together(world):
+    train = world.sites[0].train
+    assert isinstance(train, Examples)
+    some = train.at(torch.tensor([3, 1]))
+    assert len(some) == 2
+    assert torch.equal(some.images[0], train.images[3])
+    assert torch.equal(some.targets[1], train.targets[1])
+    assert isinstance(world.networks["test_resnet"], Network)
