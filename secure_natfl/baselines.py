@@ -106,7 +106,7 @@ def plain_mean(
         logits = logits - logits.mean(-1, keepdim=True)
     target = Target(
         images,
-        logits.unsqueeze(1),
+        logits,
         torch.ones(len(rows), 1, 1),
         federation.naturals.labels[rows],
         torch.full((1,), torch.inf),

@@ -109,7 +109,8 @@ def uncovered(config: Config) -> tuple[UncoveredRelease, ...]:
             why="part of the signed plan and of the enrolment",
         ),
         UncoveredRelease(
-            what="scores of models on private test images, and learning curves",
+            what="scores of models on private test images, learning curves and training losses; "
+            "numbers of training and test images; whether a site has one class only",
             seen_by="whoever reads this report",
             why="computed without noise; in a real federation each site decides what it shares",
         ),

@@ -131,15 +131,15 @@ def distil(
     """Match logits in the square (Ba & Caruana 2014), weighted by trust, beside natural labels.
 
     Under additive noise the mean of a target stays right, which a softmax of noisy logits would
-    spoil. First the X-ray heads are solved for on the network's features as they are, shrunk by
-    the known noise: few weights average thousands of noisy answers. The whole network follows only
-    where every head's signal is above its noise; else it would learn the noise by heart.
+    spoil. The whole network learns where every head's signal is above its noise. Else it would
+    learn the noise by heart, and the X-ray heads alone are solved for on the network's features
+    as they are, shrunk by the known noise: few weights average thousands of noisy answers.
 
     The loss is in units of the trusted targets' mean square. Returns that of the last epoch.
     """
-    _solve_heads(central, target)
     scale = (target.trust * target.logits.square()).mean().clamp_min(1e-6)
     if float(target.signal_to_noise.min()) < 1:
+        _solve_heads(central, target)
         off = (logits_of(central, target.images) - target.logits).square()
         return float((target.trust * off).mean() / scale)
 
@@ -168,7 +168,7 @@ def _solve_heads(central: Network, target: Target) -> None:
     for head in range(central.groups):
         trust = target.trust[:, head].double()
         logits = target.logits[:, head].double()
-        middle = (trust * logits).sum(0) / trust.sum()
+        middle = (trust * logits).sum(0) / trust.sum().clamp_min(1e-6)
         ratio = float(target.signal_to_noise[head].clamp(1e-2, _LARGEST_RATIO))
         gram = inputs.T @ (trust * inputs)
         gram += central.features / ratio**2 * torch.eye(central.features, dtype=torch.float64)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.chain import SigningKey, canonical, digest
-from protocols.errors import PrivacyError
+from protocols.errors import PrivacyError, ProtocolError
 from protocols.ledger import Ledger, ReleaseKey
 from protocols.mechanisms import NoNoise, Released, ShardTeachers
 from protocols.messages import Floors, Group, RoundPlan
@@ -263,6 +263,7 @@ class Protection:
         mechanism, ledger = self.terms.mechanisms[site], self.ledgers[site]
 
         def release(plan: RoundPlan) -> Released:
+            self._check_agreed(plan, site)
             start = time.perf_counter()
             bounded = mechanism.bound(self._pending[site], self.layout)
             self.spending.add("quantise and clip", time.perf_counter() - start)
@@ -275,6 +276,20 @@ class Protection:
             return released
 
         return release
+
+    def _check_agreed(self, plan: RoundPlan, site: str) -> None:
+        """At a site, before anything is charged: the plan asks for what was agreed, no more.
+
+        The noise counts on n − d shares of its group at these weights, and on so many rounds; a
+        signed plan that asks for others would spend more than the site agreed to.
+        """
+        group, agreed = plan.group_of(site), self._groups()
+        if group not in agreed or not 0 <= plan.round < self.config.system.rounds:
+            raise ProtocolError(
+                "the plan's group, weights or round are not those agreed on",
+                where=f"{site}, round {plan.round}",
+                fix="start a new session to change who takes part, their weights or the rounds",
+            )
 
     def _groups(self) -> list[Group]:
         return [

@@ -227,7 +227,7 @@ def _privacy(config: Config, results: Results) -> Privacy:
         t=noise.colluders if noise else 0,
         d=noise.dropouts if noise else 0,
         rounds=config.system.rounds,
-        adversary=noise.adversary if noise else "nobody: no noise is added",
+        adversary=_adversary(config, results),
         statement=worst.statement(),
         accountant=f"zCDP, converted by dp-accounting {version('dp-accounting')}",
         crosscheck_epsilon=gaussian_epsilon(rho, noise.delta) if noise else None,
@@ -237,6 +237,18 @@ def _privacy(config: Config, results: Results) -> Privacy:
         not_covered=not_covered(config),
         ledger=tuple(site_ledger(config, results, site) for site in results.federation.sites),
     )
+
+
+def _adversary(config: Config, results: Results) -> str:
+    noise = results.terms.noise_plan
+    if noise is None:
+        return "nobody: no noise is added"
+    if config.aggregation.kind == "plain":
+        return (
+            "those who see the aggregates alone; the server and the network see each contribution "
+            f"unencrypted, and against them only ε = {noise.epsilon_isolated:.3g} holds"
+        )
+    return noise.adversary
 
 
 def _baseline(results: Results, arm: str, tests: dict[str, TestPart]) -> Baseline:

@@ -33,7 +33,7 @@ def secret(folder: Path, name: str, random: RandomBytes) -> bytes:
     try:
         if file.exists():
             return file.read_bytes()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         drawn = random(32)
         part = file.with_suffix(".part")
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
