@@ -121,7 +121,7 @@ class Models(Section):
 
     central: str
     weights: str = "none"
-    """"none", "hub", or a .safetensors file that fits every named architecture."""
+    """Start of the backbones: "none", "hub", a .safetensors file, or a folder with one for each."""
     pretrain_epochs: Annotated[int, Field(ge=0)] = 4
     """Epochs on the labelled natural images, public, before anything private is touched."""
 

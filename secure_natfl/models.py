@@ -52,8 +52,8 @@ def build_backbone(architecture: str, size: int, weights: str = "none") -> tuple
     """A backbone for grey images of `size`, and its number of features d.
 
     `architecture`: a timm name, or "package.module:factory" whose factory takes no argument and
-    returns a module from [B, 1, H, W] to [B, d]. `weights`: "none", "hub", or a .safetensors file;
-    timm adapts the first layer to one channel. Raises ModelError with the nearest name, or with
+    returns a module from [B, 1, H, W] to [B, d]. `weights`: "none", "hub", or a .safetensors file
+    (or a folder with one per architecture); timm adapts the first layer to one channel. Raises ModelError with the nearest name, or with
     what is wrong with the weights.
     """
     own = ":" in architecture
@@ -111,6 +111,12 @@ def _made(architecture: str) -> nn.Module:
     return made
 
 
+def weights_file(architecture: str, weights: str) -> Path:
+    """The file itself, or that of this architecture in a folder: `<architecture>.safetensors`."""
+    path = Path(weights)
+    return path / f"{architecture}.safetensors" if path.is_dir() else path
+
+
 def _timm(architecture: str, size: int, weights: str) -> nn.Module:
     check_architecture(architecture)
     options: dict[str, Any] = {"in_chans": 1, "num_classes": 0}
@@ -122,10 +128,12 @@ def _timm(architecture: str, size: int, weights: str) -> nn.Module:
     if weights == "hub":
         _check_hub(architecture)
         return _created(architecture, options)
-    file = Path(weights)
+    file = weights_file(architecture, weights)
     if not file.is_file() or file.suffix != ".safetensors":
         raise ModelError(
-            "not a .safetensors file", where=weights, fix='give one, or "none", or "hub"'
+            "not a .safetensors file",
+            where=str(file),
+            fix='give one, a folder with one per architecture, "none", or "hub"',
         )
     options["pretrained_cfg_overlay"] = {"file": str(file)}
     created = _created(architecture, options)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from protocols.chain import canonical, digest
-from secure_natfl.models import Network, build_backbone
+from secure_natfl.models import Network, build_backbone, weights_file
 from secure_natfl.training import Naturals, Progress, Schedule, augment, fit
 
 _RATE = 2e-3
@@ -75,7 +75,7 @@ def _key(architecture: str, naturals: Naturals, size: int, weights: str, epochs:
     content = hashlib.sha256(naturals.images.numpy().tobytes())
     content.update(naturals.labels.numpy().tobytes())
     if weights not in ("none", "hub"):
-        content.update(Path(weights).read_bytes())
+        content.update(weights_file(architecture, weights).read_bytes())
     stated = {
         "architecture": architecture,
         "images": content.hexdigest(),

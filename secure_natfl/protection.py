@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -259,7 +259,7 @@ class Protection:
         wire.connect("decryptor", self._process)
         return Decryptor(server, clients, wire)
 
-    def _releaser(self, site: str):  # type: ignore[no-untyped-def]
+    def _releaser(self, site: str) -> Callable[[RoundPlan], Released]:
         mechanism, ledger = self.terms.mechanisms[site], self.ledgers[site]
 
         def release(plan: RoundPlan) -> Released:

@@ -175,7 +175,9 @@ def test_all_images_of_a_patient_lie_in_one_shard_and_few_of_them(world):
             p: min(site.train_patients.count(p), per_patient) for p in set(site.train_patients)
         }
         for shard in rows:
-            assert len({row for other in rows if other is not shard for row in other} & {*shard}) == 0
+            assert (
+                len({row for other in rows if other is not shard for row in other} & {*shard}) == 0
+            )
             assert len(shard) == len(set(shard))
 
 
@@ -210,7 +212,9 @@ def test_a_shard_takes_whole_patients_as_far_as_there_is_room(world, replaced):
     room = shard_capacity(site.patients, 2, 1)
     for shard in rows:
         assert room - 4 < len(shard) <= room, "full, and not beyond"
-        counts = [[site.train_patients[r] for r in shard].count(p) for p in set(site.train_patients)]
+        counts = [
+            [site.train_patients[r] for r in shard].count(p) for p in set(site.train_patients)
+        ]
         assert set(counts) <= {0, 4}
     batch = shard_batch(site, world.speaking[site.name].backbone, 2, 4, KEY)
     assert int((batch.known.sum(-1) > 0).sum()) == sum(len(shard) for shard in rows)
@@ -280,7 +284,5 @@ def test_swapping_whole_patients_between_shards_is_not_hidden(world, replaced):
     other = site
     for patient in pair:
         other = replaced(other, patient, np.zeros((1, 32, 32), np.uint8), np.zeros(1, np.int64))
-    teachers = [
-        system.contribute(world.speaking_of(s), world.rows, 0, None) for s in (site, other)
-    ]
+    teachers = [system.contribute(world.speaking_of(s), world.rows, 0, None) for s in (site, other)]
     assert differing(*teachers) == [0, 3]

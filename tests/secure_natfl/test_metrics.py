@@ -179,9 +179,7 @@ def test_unknown_findings_count_in_no_score():
     p = rng.random((80, 3))
     found = score([p], truth_of(labels, map(str, range(80)), multi_label=True))
     known = [labels[:, c] >= 0 for c in range(3)]
-    expected = np.mean(
-        [roc_auc_score(labels[known[c], c] == 1, p[known[c], c]) for c in range(2)]
-    )
+    expected = np.mean([roc_auc_score(labels[known[c], c] == 1, p[known[c], c]) for c in range(2)])
     assert found.auroc.value == pytest.approx(expected, abs=1e-12)
     # What an unknown label hides may be anything.
     other = np.where(labels < 0, rng.random((80, 3)), p)

@@ -105,7 +105,7 @@ def test_alignment_is_the_cross_term_of_the_discrepancy():
     """Against the Gaussian kernel itself, which random features approximate."""
     natural, records = draw(400, 8), 0.5 * draw(20, 8, seed=1) + 0.5
     width = float(natural.std()) * math.sqrt(8)
-    kernel = torch.exp(-torch.cdist(records, natural) ** 2 / (2 * width**2)).mean(1)
+    kernel = torch.exp(-(torch.cdist(records, natural) ** 2) / (2 * width**2)).mean(1)
     found = torch.stack([Alignment(natural, SEEDS.torch("a", i))(records) for i in range(30)])
     torch.testing.assert_close(found.mean(0), -2 * kernel, atol=0.06, rtol=0)
 
@@ -370,9 +370,7 @@ def test_the_network_follows_where_every_head_has_more_signal_than_noise(world):
     logits, trust = draw(40, 2, 2), torch.ones(40, 2, 1)
     start = state(world.network("test_resnet", "central", 2).backbone)
     for ratios, follows in (((2.0, 2.0), True), ((2.0, 0.5), False)):
-        target = replace(
-            target_of(world, logits, trust), signal_to_noise=torch.tensor(ratios)
-        )
+        target = replace(target_of(world, logits, trust), signal_to_noise=torch.tensor(ratios))
         assert same(start, state(central_after(world, target)[0].backbone)) != follows
 
 

@@ -1,0 +1,1 @@
+"""Measurements that print JSON; nothing here is a test."""

@@ -1,0 +1,5 @@
+"""`python -m secure_natfl` is `natfl`."""
+
+from secure_natfl.cli import main
+
+main()

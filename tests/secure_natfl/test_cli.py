@@ -1,0 +1,168 @@
+"""The command line as a person uses it, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("init", "check", "run", "info")
+
+
+def natfl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "secure_natfl", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1", **environment},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory):
+    """Caches and state apart from the user's own."""
+    base = tmp_path_factory.mktemp("homes")
+    return {"XDG_CACHE_HOME": str(base / "cache"), "XDG_STATE_HOME": str(base / "state")}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, homes):
+    folder = tmp_path_factory.mktemp("smoke")
+    done = natfl("run", "smoke", "--out", "D", cwd=folder, **homes)
+    assert done.returncode == 0, done.stderr
+    return folder / "D", done.stdout
+
+
+def test_run_ends_with_the_path_of_the_report(smoke):
+    folder, printed = smoke
+    assert printed.rstrip().endswith("Report: D/report.html")
+    for name in ("report.html", "report.json", "config.toml", "metrics.parquet"):
+        assert (folder / name).stat().st_size > 0, name
+    assert not list(folder.rglob("*.part"))
+
+
+def test_report_says_what_was_promised(smoke):
+    report = json.loads((smoke[0] / "report.json").read_text())
+    assert report["system"] == "natimg-fl"
+    assert (report["aggregation"]["kind"], report["aggregation"]["custody"]) == (
+        "ckks",
+        "decryptor",
+    )
+    assert len(report["aggregate_sha256"]) == 2
+    privacy = report["privacy"]
+    assert privacy["mechanism"] == "shard-teachers"
+    assert 7.9 < privacy["epsilon"] <= 8.0 < privacy["epsilon_isolated"]
+    assert privacy["unit"] == "patient"
+    assert privacy["relation"] == "replace_one"
+    assert (privacy["t"], privacy["d"]) == (1, 0)
+    assert 1e-5 <= privacy["delta"] <= 1.01e-5
+    assert report["simulated"] is True
+    assert report["seeded"] is False
+    assert {client["architecture"] for client in report["clients"]} == {
+        "test_efficientnet",
+        "test_byobnet",
+        "test_convnext2",
+    }
+    assert set(report["baselines"]) == {"local_only", "pooled", "plain_mean", "noise_proxies"}
+    assert all(b["simulation_only"] for b in report["baselines"].values())
+    assert report["wire"]["fp32_bytes"] == 4 * 300 * 2
+    assert report["wire"]["upload_bytes"] > 45_000
+    assert 0 < report["seconds"]["protection"] < report["seconds"]["total"]
+    assert set(report["central"]["scores"]) == {"children"}
+
+
+def test_every_site_has_its_own_report(smoke):
+    for number in (1, 2, 3):
+        site = json.loads((smoke[0] / "sites" / f"children-{number}" / "report.json").read_text())
+        assert len(site["ledger_lines"]) == 2
+        assert site["ledger_lines"][-1]["spent_epsilon"] == pytest.approx(
+            site["ledger"]["spent_epsilon"]
+        )
+
+
+def test_the_folder_of_a_run_is_not_written_over(smoke, homes):
+    again = natfl("run", "smoke", "--out", "D", cwd=smoke[0].parent, **homes)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    other = natfl(
+        "run",
+        "smoke",
+        "--out",
+        "D",
+        "--resume",
+        "--set",
+        "privacy.epsilon=4",
+        cwd=smoke[0].parent,
+        **homes,
+    )
+    assert other.returncode == 2
+    assert "another configuration" in other.stderr
+
+
+def test_resuming_a_finished_run_changes_no_aggregate(smoke, homes):
+    before = json.loads((smoke[0] / "report.json").read_text())
+    done = natfl("run", "smoke", "--out", "D", "--resume", cwd=smoke[0].parent, **homes)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((smoke[0] / "report.json").read_text())
+    assert after["aggregate_sha256"] == before["aggregate_sha256"]
+    assert after["central"] == before["central"]
+    assert after["baselines"] == before["baselines"]
+    assert [ledger["lines"] for ledger in after["privacy"]["ledger"]] == [2, 2, 2]
+
+
+def test_init_writes_a_configuration_that_check_accepts(tmp_path, homes):
+    assert natfl("init", "mine.toml", cwd=tmp_path, **homes).returncode == 0
+    text = (tmp_path / "mine.toml").read_text()
+    assert text.count("#") > 20
+    done = natfl("check", "mine.toml", "--json", cwd=tmp_path, **homes)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["epsilon"] == pytest.approx(8.0)
+    assert len(found["sites"]) == 6
+    assert not (tmp_path / "sites").exists()
+    again = natfl("init", "mine.toml", cwd=tmp_path, **homes)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "smok"], "did you mean 'smoke'"),
+        (["check", "smoke", "--set", "privacy.epsilom=3"], "did you mean 'epsilon'"),
+        (["check", "smoke", "--set", "privacy.epsilon=0"], "privacy.epsilon"),
+        (["check", "smoke", "--set", "privacy.delta=0.5"], "not below 1/"),
+        (["check", "smoke", "--set", "models.central=resnet_18"], "timm knows no such"),
+        (["check", "smoke", "--set", "proxies.per_round=301"], "lower per_round to 300"),
+        (["check", "smoke", "--set", "privacy.colluders=3"], "participants"),
+        (["run", "smoke", "--resume"], "--out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, tmp_path, homes):
+    done = natfl(*arguments, cwd=tmp_path, **homes)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_tells_versions_and_presets(tmp_path, homes):
+    done = natfl("info", "--json", cwd=tmp_path, **homes)
+    found = json.loads(done.stdout)
+    assert found["presets"] == ["demo", "smoke", "xray-hospitals"]
+    assert found["secure_natfl"] == "0.1.0"
+
+
+def test_the_readme_shows_the_help_of_every_command(tmp_path, homes):
+    readme = (ROOT / "README.md").read_text()
+    for command in COMMANDS:
+        done = natfl(command, "--help", cwd=tmp_path, **homes)
+        shown = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+        assert shown in readme, f"paste the output of `natfl {command} --help` into README.md"

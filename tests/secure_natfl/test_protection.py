@@ -1,0 +1,479 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from protocols.errors import ConfigError, LedgerError, PrivacyError
+from protocols.ledger import ReleaseKey
+from protocols.messages import Contribution, Opening, OpeningRequest
+from protocols.policy import effective
+from protocols.quantize import Layout, Segment
+from secure_natfl.data.records import Records
+from secure_natfl.federation import examples
+from secure_natfl.protection import (
+    PATIENTS_PER_SHARD,
+    Protection,
+    agree,
+    session_of,
+    teachers_of,
+)
+from secure_natfl.seeds import Seeds
+
+SESSION = "a" * 32
+SYSTEM = Seeds(b"r" * 32, seeded=False)
+
+
+@pytest.fixture(scope="module")
+def planned(world, tiny):
+    """Configuration and terms for some changes; calibrating takes a second, so once each."""
+    kept = {}
+
+    def plan(*changes):
+        if changes not in kept:
+            config = tiny(*changes)
+            kept[changes] = (config, world.agree(config))
+        return kept[changes]
+
+    return plan
+
+
+@pytest.fixture
+def protect(world, planned, tmp_path):
+    """A protection in a folder of its own (or of that name); it is closed at the end."""
+    opened = []
+
+    def make(*changes, folder="run", seeds=world.seeds, session=SESSION, **fields):
+        config, terms = planned(*changes)
+        path = tmp_path / folder
+        layout = world.layout(config)
+        made = Protection(config, world.federation, terms, layout, session, path, seeds)
+        opened.append(made)
+        return made
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+def contributions(protection, seed=0, loud=1.0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: loud * rng.normal(size=(m.shards, m.size))
+        for name, m in protection.terms.mechanisms.items()
+    }
+
+
+def expected_sum(protection, given):
+    total = 0
+    for name, teachers in given.items():
+        mechanism = protection.terms.mechanisms[name]
+        bounded = mechanism.bound(teachers, protection.layout).values
+        total = total + protection.terms.alphas[name] * bounded
+    return total
+
+
+PLAIN = "aggregation.kind=plain"
+SILENT = ("privacy.mechanism=none", "privacy.speaking=shards")
+
+
+def digests(outcome):
+    return [aggregate.sha256 for aggregate in outcome.aggregates.values()]
+
+
+# What is agreed on before the first round
+
+
+def with_patients(world, counts):
+    """The federation with so many training patients at each site, one image each."""
+    sites = []
+    for site, count in zip(world.sites, counts, strict=True):
+        records = Records(
+            np.zeros((count, 32, 32), np.uint8),
+            np.arange(count) % 2,
+            site.records.class_names,
+            tuple(f"{site.name}:{i}" for i in range(count)),
+            site.unit,
+            site.name,
+        )
+        sites.append(dataclasses.replace(site, records=records, train=examples(records, 32)))
+    return dataclasses.replace(world.federation, sites=tuple(sites))
+
+
+def agreed(world, config, federation=None, alphas=None):
+    federation = federation or world.federation
+    names = [site.name for site in federation.sites]
+    return agree(
+        config,
+        federation,
+        world.layout(),
+        alphas or dict.fromkeys(names, 1),
+        dict.fromkeys(names, "all"),
+    )
+
+
+def test_the_terms_reach_the_asked_epsilon_at_every_site(terms, world):
+    assert terms.noise_plan.epsilon == pytest.approx(8.0, rel=1e-3)
+    assert terms.noise_plan.epsilon_isolated > terms.noise_plan.epsilon
+    assert set(terms.mechanisms) == {site.name for site in world.sites}
+    assert {m.clip_norm for m in terms.mechanisms.values()} == {20.0}
+    assert len({m.clip_int for m in terms.mechanisms.values()}) == 1, "units add up"
+    assert terms.teachers == {"all": 15.0}
+
+
+def test_delta_must_be_below_one_patient_and_the_advice_works(world, tiny):
+    largest = max(world.sites, key=lambda site: site.patients)
+    with pytest.raises(PrivacyError) as refused:
+        agreed(world, tiny(f"privacy.delta={1 / largest.patients}"))
+    line = str(refused.value)
+    assert line.startswith(f"privacy.delta, {largest.name}: ")
+    assert f"1/{largest.patients} patients" in line
+    advice = float(line.rpartition("at most ")[2])
+    assert agreed(world, tiny(f"privacy.delta={advice}")).noise_plan.delta == advice
+    with pytest.raises(PrivacyError, match="δ = 0.5 is not below"):
+        agreed(world, tiny("privacy.delta=0.5"))
+
+
+def test_no_site_has_more_shards_than_a_third_of_its_patients(world, tiny):
+    federation = with_patients(world, (30, 12, 6))
+    config = tiny("privacy.shards=8")
+    assert list(teachers_of(config, federation).values()) == [8, 4, 2]
+    terms = agreed(world, config, federation)
+    assert [m.shards for m in terms.mechanisms.values()] == [8, 4, 2]
+    assert terms.teachers == {"all": 14.0}
+    assert PATIENTS_PER_SHARD == 3
+
+
+def test_too_few_patients_for_two_shards_are_refused_by_name(world, tiny):
+    federation = with_patients(world, (30, 5, 6))
+    with pytest.raises(PrivacyError, match=r"children-2: 5 patients are too few for two shards"):
+        agreed(world, tiny(), federation)
+
+
+def test_without_noise_there_is_one_teacher_or_as_many_shards(world, tiny):
+    assert set(teachers_of(tiny("privacy.mechanism=none"), world.federation).values()) == {1}
+    assert set(teachers_of(tiny(*SILENT), world.federation).values()) == {5}
+    terms = agreed(world, tiny(*SILENT))
+    assert terms.noise_plan is None
+    assert terms.noise == {"all": 0.0}
+
+
+def test_a_group_that_is_too_small_is_refused(world, tiny):
+    federation = dataclasses.replace(world.federation, sites=world.sites[:2])
+    with pytest.raises(ConfigError, match="2 participants in a group .*floors are 3"):
+        agreed(world, tiny(), federation)
+    with pytest.raises(PrivacyError, match=r"group all: .*4 participants would work"):
+        agreed(world, tiny("privacy.colluders=2", "privacy.dropouts=1"))
+    with pytest.raises(PrivacyError, match="no honest noise share"):
+        agreed(world, tiny("privacy.colluders=3"))
+    assert agreed(world, tiny("privacy.colluders=2")).noise_plan.honest == {"all": 1}
+
+
+def test_weights_are_lowered_to_the_floor_of_effective_contributors(world, tiny):
+    names = [site.name for site in world.sites]
+    uneven = dict(zip(names, (16, 1, 1), strict=True))
+    terms = agreed(world, tiny("system.alpha_max=16"), alphas=uneven)
+    assert list(terms.alphas.values()) == [4, 1, 1]
+    assert effective((4, 1, 1)) == 2.0
+    assert effective((5, 1, 1)) < 2.0
+    strict = agreed(world, tiny("aggregation.min_effective=2.9"), alphas=uneven)
+    assert effective(tuple(strict.alphas.values())) >= 2.9
+    # A heavy site counts more in the sum and adds the smaller noise of its own.
+    light, heavy = (terms.mechanisms[name] for name in (names[1], names[0]))
+    assert heavy.sigma_share == pytest.approx(light.sigma_share / 4)
+    with pytest.raises(ConfigError, match=r"3\.5 effective"):
+        agreed(world, tiny("aggregation.min_effective=3.5"))
+
+
+def test_the_stated_noise_is_what_the_sum_gets(protect):
+    protection = protect(PLAIN)
+    zero = contributions(protection, loud=0.0)
+    _, sums = protection.play(0, np.arange(40), zero)
+    stated = protection.terms.noise["all"]
+    # 120 draws: the root of their mean square is within a fifth of σ.
+    assert math.sqrt(float((sums["all"] ** 2).mean())) == pytest.approx(stated, rel=0.2)
+
+
+def test_the_digest_of_the_terms_covers_weights_and_noise(world, tiny, planned):
+    base = planned()[1]
+    assert base.digest == agreed(world, tiny(), alphas=base.alphas).digest
+    names = list(base.alphas)
+    others = [
+        agreed(world, tiny("privacy.epsilon=7")),
+        agreed(world, tiny("privacy.clip=21")),
+        agreed(world, tiny(), alphas=dict(zip(names, (2, 1, 1), strict=True))),
+    ]
+    assert len({terms.digest for terms in (base, *others)}) == 4
+
+
+# Playing a round
+
+
+def test_the_opened_sum_is_the_weighted_sum_of_clipped_integers(protect):
+    protection = protect(*SILENT, PLAIN)
+    given = contributions(protection, loud=5.0)
+    outcome, sums = protection.play(0, np.arange(40), given)
+    expected = expected_sum(protection, given)
+    assert (outcome.aggregates["all"].integers == expected).all()
+    step = next(iter(protection.terms.mechanisms.values())).step
+    np.testing.assert_array_equal(sums["all"], step * expected)
+    # 5·N(0, 1) in 120 places has norm 55: the clip at 20 was at work.
+    raw = sum(part.sum(0) for part in given.values())
+    assert np.linalg.norm(sums["all"]) < 0.6 * np.linalg.norm(raw)
+
+
+def test_encrypted_and_plain_sums_are_the_same_to_the_last_bit(protect):
+    """Without noise, and with the predictable noise of a study."""
+    for changes in (SILENT, ()):
+        secured = protect(*changes, folder=f"ckks {len(changes)}")
+        plain = protect(*changes, PLAIN, folder=f"plain {len(changes)}")
+        given = contributions(secured)
+        first, sums = secured.play(0, np.arange(40), given)
+        second, other = plain.play(0, np.arange(40), given)
+        assert digests(first) == digests(second)
+        assert (sums["all"] == other["all"]).all()
+        assert np.abs(sums["all"]).max() > 0
+
+
+def test_noise_is_unpredictable_unless_the_run_is_seeded(protect):
+    def played(folder, seeds, session=SESSION):
+        protection = protect(PLAIN, folder=folder, seeds=seeds, session=session)
+        return digests(protection.play(0, np.arange(40), contributions(protection))[0])
+
+    assert played("1", SYSTEM) != played("2", SYSTEM)
+    assert played("3", Seeds.of_study(0)) == played("4", Seeds.of_study(0))
+    assert played("5", Seeds.of_study(1)) != played("3b", Seeds.of_study(0))
+
+
+def test_rounds_and_sites_have_noise_of_their_own(protect):
+    protection = protect(PLAIN)
+    zero = contributions(protection, loud=0.0)
+    for number, rows in ((0, np.arange(40)), (1, np.arange(40, 80))):
+        protection.play(number, rows, zero)
+    drawn = [
+        ledger.stored(ReleaseKey(SESSION, number))
+        for ledger in protection.ledgers.values()
+        for number in (0, 1)
+    ]
+    assert len({values.tobytes() for values in drawn}) == 6
+    assert all(np.abs(values).max() > 0 for values in drawn)
+
+
+def test_the_line_is_in_the_ledger_before_anything_is_uploaded(protect):
+    protection = protect()
+    key, seen = ReleaseKey(SESSION, 0), []
+    append = protection.transcript.append
+
+    def watched(blob, sender, receivers):
+        entry = append(blob, sender, receivers)
+        if entry.kind == Contribution.kind and sender in protection.ledgers:
+            ledger = protection.ledgers[sender]
+            seen.append((sender, len(ledger.lines()), ledger.stored(key) is not None))
+        return entry
+
+    protection.transcript.append = watched
+    protection.play(0, np.arange(40), contributions(protection))
+    assert seen == [(name, 1, True) for name in protection.ledgers]
+    for ledger in protection.ledgers.values():
+        ledger.verify()
+
+
+class Killed(BaseException):
+    """Ends a round the way a signal would: nothing after it runs."""
+
+
+def killed_at(protection, kind):
+    append = protection.transcript.append
+
+    def watched(blob, sender, receivers):
+        entry = append(blob, sender, receivers)
+        if entry.kind == kind.kind:
+            raise Killed
+        return entry
+
+    protection.transcript.append = watched
+    with pytest.raises(Killed):
+        protection.play(0, np.arange(40), contributions(protection))
+    protection.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ((), Contribution),
+        ((), OpeningRequest),
+        ((), Opening),
+        ((PLAIN,), Contribution),
+        ((PLAIN,), Opening),
+    ],
+    ids=["ckks-upload", "ckks-request", "ckks-opening", "plain-upload", "plain-opening"],
+)
+def test_a_round_taken_up_again_sends_what_was_stored_and_costs_nothing(protect, changes, kind):
+    killed_at(protect(*changes, seeds=SYSTEM), kind)
+    again = protect(*changes, seeds=SYSTEM)
+    key = ReleaseKey(SESSION, 0)
+    stored = {name: ledger.stored(key) for name, ledger in again.ledgers.items()}
+    # Training anew may give other answers; what was drawn for the first ones is sent.
+    given = contributions(again, seed=99)
+    outcome, _ = again.play(0, np.arange(40), given)
+    total = 0
+    for name, ledger in again.ledgers.items():
+        assert len(ledger.lines()) == 1
+        now = ledger.stored(key)
+        if stored[name] is not None:
+            assert (now == stored[name]).all()
+        total = total + again.terms.alphas[name] * now
+    assert (outcome.aggregates["all"].integers == total).all()
+    # The first upload stops the round where one site alone has drawn.
+    count = sum(values is not None for values in stored.values())
+    assert count == (1 if kind is Contribution else 3)
+
+
+def test_the_same_round_twice_is_one_release(protect):
+    protection = protect(PLAIN, seeds=SYSTEM)
+    first, _ = protection.play(0, np.arange(40), contributions(protection))
+    again, _ = protection.play(0, np.arange(40), contributions(protection, seed=5))
+    assert digests(first) == digests(again)
+    assert {len(ledger.lines()) for ledger in protection.ledgers.values()} == {1}
+
+
+# Budgets
+
+
+def spent_of(protection):
+    return {len(ledger.lines()) for ledger in protection.ledgers.values()}
+
+
+def test_a_budget_that_is_too_small_for_the_run_is_refused_before_it_starts(protect, tmp_path):
+    with pytest.raises(LedgerError, match=r"2 more release\(s\) would take ε from 0 to 8"):
+        protect("ledger.budget_epsilon=6.0", PLAIN)
+    # One of two rounds would fit; the run is refused as a whole, and nothing is on any ledger.
+    assert spent_of(protect(PLAIN)) == {0}
+    assert list((tmp_path / "run" / "transcript" / "messages").iterdir()) == []
+
+
+def test_a_budget_spans_runs(protect):
+    first = protect("ledger.budget_epsilon=8.1", PLAIN)
+    for number, rows in ((0, np.arange(40)), (1, np.arange(40, 80))):
+        first.play(number, rows, contributions(first))
+    first.close()
+    with pytest.raises(LedgerError, match="beyond the budget"):
+        protect("ledger.budget_epsilon=8.1", PLAIN, session="b" * 32)
+    taken_up = protect("ledger.budget_epsilon=8.1", PLAIN)
+    assert spent_of(taken_up) == {2}
+
+
+def test_a_charge_that_a_crash_cut_short_is_not_asked_for_twice(protect):
+    """The budget is spent to the last line, one of which has no integers yet: it may be drawn."""
+    first = protect("ledger.budget_epsilon=8.1", PLAIN)
+    first.play(0, np.arange(40), contributions(first))
+    for name, ledger in first.ledgers.items():
+        ledger.charge(ReleaseKey(SESSION, 1), first.terms.mechanisms[name].event())
+    first.close()
+    again = protect("ledger.budget_epsilon=8.1", PLAIN)
+    again.play(1, np.arange(40, 80), contributions(again))
+    assert spent_of(again) == {2}
+
+
+def test_no_noise_needs_a_ledger_without_a_budget(protect):
+    with pytest.raises(LedgerError, match="mechanism with noise"):
+        protect(*SILENT, PLAIN, "ledger.budget_epsilon=100.0")
+    free = protect(*SILENT, PLAIN)
+    free.play(0, np.arange(40), contributions(free))
+    assert all(ledger.spent().epsilon == math.inf for ledger in free.ledgers.values())
+
+
+def test_after_a_refusal_everything_is_closed_again(protect):
+    with pytest.raises(LedgerError):
+        protect("ledger.budget_epsilon=6.0")
+    # Each ledger has one writer: a second protection on them proves they were let go.
+    second = protect()
+    with pytest.raises(LedgerError, match="another process is writing"):
+        protect()
+    second.close()
+
+
+# Who learns what
+
+
+def test_neither_server_nor_transcript_hold_private_numbers(protect, world):
+    protection = protect(*SILENT)
+    given = contributions(protection)
+    protection.play(0, np.arange(40), given)
+    folder = protection.transcript.folder.parent
+    protection.close()
+    clear = {
+        protection.terms.mechanisms[name]
+        .bound(part, protection.layout)
+        .values.astype("<i4")
+        .tobytes()
+        for name, part in given.items()
+    }
+    blobs = [file.read_bytes() for file in (folder / "transcript").rglob("*") if file.is_file()]
+    assert not any(part[:64] in blob for blob in blobs for part in clear)
+    patients = {p.encode() for site in world.sites for p in site.train_patients}
+    every = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+    assert not any(patient in blob for blob in every for patient in list(patients)[:10])
+    # The plain arm shows that the check can see.
+    plain = protect(*SILENT, PLAIN, folder="plain")
+    plain.play(0, np.arange(40), given)
+    blobs = [file.read_bytes() for file in (plain.transcript.folder / "messages").iterdir()]
+    assert any(part[:64] in blob for blob in blobs for part in clear)
+
+
+def test_protection_is_quick_and_its_seconds_are_named(protect):
+    protection = protect()
+    protection.play(0, np.arange(40), contributions(protection))
+    assert set(protection.spending.seconds) == {
+        "quantise and clip",
+        "charge, noise and store",
+        "encrypt and sign",
+        "aggregate",
+        "open",
+    }
+    assert all(seconds > 0 for seconds in protection.spending.seconds.values())
+
+
+def test_a_session_is_told_apart_by_everything_it_rests_on(world, tiny):
+    base = session_of(world.config, world.federation, "n")
+    assert base == session_of(tiny("speed.threads=3"), world.federation, "n")
+    images = world.federation.natural_records.images[::-1]
+    naturals = dataclasses.replace(world.federation.natural_records, images=images)
+    others = {
+        session_of(world.config, world.federation, "other"),
+        session_of(tiny("privacy.clip=21"), world.federation, "n"),
+        session_of(
+            world.config, dataclasses.replace(world.federation, natural_records=naturals), "n"
+        ),
+    }
+    assert len(others | {base}) == 4
+    assert len(base) == 32
+
+
+def test_a_changed_layout_is_not_read_as_the_old_one(protect, world, planned, tmp_path):
+    first = protect(PLAIN)
+    first.play(0, np.arange(40), contributions(first))
+    first.close()
+    config, terms = planned(PLAIN)
+    smaller = Layout((Segment("numerators", 30, 2), Segment("denominators", 30, 1)))
+    with Protection(
+        config, world.federation, terms, smaller, SESSION, tmp_path / "run", world.seeds
+    ) as other:
+        given = {name: np.zeros((m.shards, smaller.size)) for name, m in terms.mechanisms.items()}
+        with pytest.raises(PrivacyError, match="shape"):
+            other.play(0, np.arange(30), given)
+
+
+def test_the_ledgers_of_a_run_say_what_was_released(protect):
+    protection = protect(PLAIN)
+    protection.play(0, np.arange(40), contributions(protection))
+    for name, ledger in protection.ledgers.items():
+        (line,) = ledger.lines()
+        json.dumps(line)
+        assert (line["session"], line["round"]) == (SESSION, 0)
+        assert line["event"]["mechanism"] == "shard-teachers"
+        assert ledger.spent().epsilon == pytest.approx(
+            protection.terms.noise_plan.spending(name).epsilon, rel=0.5
+        )
+        assert ledger.spent().epsilon < 8.0
