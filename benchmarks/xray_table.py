@@ -1,8 +1,8 @@
 """The table of docs/results/natimg-fl.md from finished runs of `xray-hospitals`.
 
 `python -m benchmarks.xray_table --noised DIR… --exact DIR… [--csv FILE]` prints Markdown: the mean
-over seeds of each arm's AUROC, and in brackets the range over seeds. The CSV keeps every figure with
-its bootstrap interval, so that the table can be drawn again without the runs.
+over seeds of each arm's AUROC, and in brackets the range over seeds. The CSV keeps every figure
+with its bootstrap interval, so that the table can be drawn again without the runs.
 """
 
 from __future__ import annotations

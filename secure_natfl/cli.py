@@ -124,7 +124,7 @@ def main() -> None:
     # Third parties' warnings mean nothing to a user of this command.
     warnings.filterwarnings("ignore")
     try:
-        app()
+        app(prog_name="natfl")
     except NatflError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
         sys.exit(2)

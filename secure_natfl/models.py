@@ -53,8 +53,8 @@ def build_backbone(architecture: str, size: int, weights: str = "none") -> tuple
 
     `architecture`: a timm name, or "package.module:factory" whose factory takes no argument and
     returns a module from [B, 1, H, W] to [B, d]. `weights`: "none", "hub", or a .safetensors file
-    (or a folder with one per architecture); timm adapts the first layer to one channel. Raises ModelError with the nearest name, or with
-    what is wrong with the weights.
+    (or a folder with one per architecture); timm adapts the first layer to one channel. Raises
+    ModelError with the nearest name, or with what is wrong with the weights.
     """
     own = ":" in architecture
     backbone = _made(architecture) if own else _timm(architecture, size, weights)

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 
 from protocols.accounting import REPLACE_ONE, Event, compose
 from secure_natfl.config import Config
-from secure_natfl.evaluation import TestPart, hospital_tests, predict, scores, site_test
+from secure_natfl.evaluation import TestPart, predict, scores, site_test
 from secure_natfl.federation import Site
 from secure_natfl.report.model import Scores
 from secure_natfl.report.site_model import (
@@ -32,11 +32,11 @@ def site_report(config: Config, results: Results, site: Site, command: str) -> S
     own = predict(results.state.personal[site.name], part)
     return SiteReport(
         **headline(config, results, command),
-        client=client(results, site, hospital_tests(results.federation)),
+        client=client(results, site, {site.hospital: part}),
         delta=results.accounts[site.name].spent.delta,
         relation=REPLACE_ONE,
         statement=mechanism.statement(),
-        arms=_arms(results, site, part, own),
+        arms=_arms(results, site, part),
         curve=tuple(
             SiteCurvePoint(
                 arm=arm, round=i + 1, auroc=summary["auroc"][f"{arm} at {site.name}"][site.name]
@@ -53,14 +53,9 @@ def site_report(config: Config, results: Results, site: Site, command: str) -> S
     )
 
 
-def _arms(
-    results: Results, site: Site, part: TestPart, own: NDArray[np.float64]
-) -> dict[str, Scores]:
+def _arms(results: Results, site: Site, part: TestPart) -> dict[str, Scores]:
     head = head_of(results.system, site.hospital)
-    found = {
-        "central": scores([predict(results.state.central, part, head)], part),
-        "personalised": scores([own], part),
-    }
+    found = {"central": scores([predict(results.state.central, part, head)], part)}
     for arm, networks in results.arms.items():
         network = networks.get(site.name) or networks[""]
         at = head if arm == "noise_proxies" else 0

@@ -85,9 +85,10 @@ def rows_of(report: Report, hospital: str) -> list[Row]:
 def hospital_dots(report: Report) -> Plate:
     """AUROC with its interval: one panel per hospital, one row per model."""
     rows = {hospital: rows_of(report, hospital) for hospital in report.central.scores}
+    drawn = {h: group for h, group in rows.items() if any(r.scores.auroc for r in group)} or rows
     lowest = _floor(row.scores.auroc for group in rows.values() for row in group)
     panels = []
-    for index, (hospital, group) in enumerate(rows.items()):
+    for index, (hospital, group) in enumerate(drawn.items()):
         described = "; ".join(_described(row) for row in group)
         with svg.style():
             figure, axes = svg.canvas(WIDTH, ROW * len(group) + 52, (LABELS, 40, 48, 8))
@@ -97,7 +98,8 @@ def hospital_dots(report: Report) -> Plate:
     return Plate(
         "dots",
         "Area under the ROC curve at each hospital, with 95 % bootstrap intervals over test units. "
-        "Green triangles are the personalised models, site by site. The dashed line is chance.",
+        "Green triangles are the personalised models, site by site. The dashed line is chance. "
+        "A hospital with one class is in the table alone.",
         tuple(panels),
         ("Hospital", "Model", "AUROC", "Interval"),
         tuple(

@@ -193,7 +193,7 @@ def test_the_alias_is_the_preset():
 def test_an_unknown_preset_gets_the_nearest_name(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'smoke'"):
         load("smok")
-    with pytest.raises(ConfigError, match="presets: .*smoke"):
+    with pytest.raises(ConfigError, match=r"presets: .*smoke"):
         load("qqqqqqqq")
     with pytest.raises(ConfigError, match="cannot be read"):
         load(str(tmp_path))

@@ -62,7 +62,7 @@ def test_sites_hold_disjoint_patients_in_training_and_test(world):
         for part, patients in (("train", site.train_patients), ("test", site.test_patients)):
             for patient in set(patients):
                 assert seen.setdefault(patient, f"{site.name} {part}") == f"{site.name} {part}"
-    assert len({place for place in seen.values()}) == 6
+    assert len(set(seen.values())) == 6
     total = sum(len(site.train) + len(site.test) for site in world.sites)
     assert total == world.config.data.hospitals[0].images
     for site in world.sites:
@@ -100,7 +100,7 @@ def test_a_site_says_nothing_private_in_its_repr(world):
 def test_a_patient_in_two_hospitals_is_refused(federate, tmp_path):
     pack(tmp_path / "a.npz", [0, 1] * 10)
     # The same file named twice: the same patients, in other parts.
-    with pytest.raises(DataError, match="patient.*are in both"):
+    with pytest.raises(DataError, match=r"patient.*are in both"):
         federate(hospital("one", "a.npz"), hospital("two", "a.npz"))
 
 
@@ -176,7 +176,7 @@ def test_a_proxy_set_that_is_too_small_is_refused_with_the_number_that_works(fed
 def test_proxies_need_labels_of_two_classes(federate, tmp_path):
     pack(tmp_path / "a.npz", [0, 1] * 10, seed=1)
     pack(tmp_path / "same.npz", [3] * 60, names="abcdefghij", seed=2)
-    with pytest.raises(DataError, match="proxies: .*two classes"):
+    with pytest.raises(DataError, match=r"proxies: .*two classes"):
         federate(hospital("a", "a.npz"), kind="npz", path="same.npz")
 
 

@@ -105,7 +105,7 @@ def test_every_part_of_the_heads_loss_matters(world):
 def test_heads_learn_their_shards_and_remember_the_public_task(world):
     shards = world.speaking[world.sites[0].name].shards
     backbone = world.speaking[world.sites[0].name].backbone
-    heads, _ = trained(world, shards, steps=150, knowledge=False)
+    heads, _ = trained(world, shards, steps=80, knowledge=False)
     with torch.no_grad():
         own = heads.xray(heads.embed(shards.features)).softmax(-1)
         natural = heads.natural(heads.embed(backbone.features)).argmax(-1)

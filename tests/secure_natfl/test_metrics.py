@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from secure_natfl.metrics import (
-    RESAMPLES,
     Truth,
     auprc,
     auroc,
@@ -131,14 +130,14 @@ def test_the_interval_is_that_of_a_literal_bootstrap(clustered):
     rows = {name: [i for i, q in enumerate(patients) if q == name] for name in set(patients)}
     names = sorted(rows)
     literal = []
-    for _ in range(RESAMPLES // 2):
+    for _ in range(300):
         drawn = [i for name in rng.choice(names, len(names)) for i in rows[name]]
         if len(set(label[drawn])) == 2:
             literal.append(roc_auc_score(label[drawn], p[drawn, 1]))
     low, high = np.percentile(literal, [2.5, 97.5])
     found = score([p], truth_of(label, patients)).auroc
     assert found.value == pytest.approx(roc_auc_score(label, p[:, 1]), abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.025)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.04)
 
 
 def test_one_class_has_no_ranking_but_a_calibration():

@@ -131,7 +131,7 @@ def test_delta_must_be_below_one_patient_and_the_advice_works(world, tiny):
     assert f"1/{largest.patients} patients" in line
     advice = float(line.rpartition("at most ")[2])
     assert agreed(world, tiny(f"privacy.delta={advice}")).noise_plan.delta == advice
-    with pytest.raises(PrivacyError, match="δ = 0.5 is not below"):
+    with pytest.raises(PrivacyError, match=r"δ = 0\.5 is not below"):
         agreed(world, tiny("privacy.delta=0.5"))
 
 
@@ -161,7 +161,7 @@ def test_without_noise_there_is_one_teacher_or_as_many_shards(world, tiny):
 
 def test_a_group_that_is_too_small_is_refused(world, tiny):
     federation = dataclasses.replace(world.federation, sites=world.sites[:2])
-    with pytest.raises(ConfigError, match="2 participants in a group .*floors are 3"):
+    with pytest.raises(ConfigError, match=r"2 participants in a group .*floors are 3"):
         agreed(world, tiny(), federation)
     with pytest.raises(PrivacyError, match=r"group all: .*4 participants would work"):
         agreed(world, tiny("privacy.colluders=2", "privacy.dropouts=1"))
@@ -412,9 +412,11 @@ def test_neither_server_nor_transcript_hold_private_numbers(protect, world):
     }
     blobs = [file.read_bytes() for file in (folder / "transcript").rglob("*") if file.is_file()]
     assert not any(part[:64] in blob for blob in blobs for part in clear)
-    patients = {p.encode() for site in world.sites for p in site.train_patients}
+    # Sites are called children-1 to children-3, and so are three of the patients.
+    patients = {p.encode() for site in world.sites for p in site.train_patients if p[-2:].isdigit()}
+    assert len(patients) > 50
     every = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
-    assert not any(patient in blob for blob in every for patient in list(patients)[:10])
+    assert not any(patient in blob for blob in every for patient in patients)
     # The plain arm shows that the check can see.
     plain = protect(*SILENT, PLAIN, folder="plain")
     plain.play(0, np.arange(40), given)

@@ -65,14 +65,14 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path, system_seeded, t
     start(tmp_path / "run", system_seeded)
     before = (tmp_path / "run" / "run.json").read_bytes()
     for resume in (True, False):
-        with pytest.raises(RunFolderError, match="another configuration .*choose another --out"):
+        with pytest.raises(RunFolderError, match=r"another configuration .*choose another --out"):
             RunFolder.open(tmp_path / "run", tiny("run.seed=1"), TEXT, resume=resume)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path, system_seeded):
     start(tmp_path / "run", system_seeded)
-    with pytest.raises(RunFolderError, match="holds this run already.*add --resume"):
+    with pytest.raises(RunFolderError, match=r"holds this run already.*add --resume"):
         start(tmp_path / "run", system_seeded)
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_identity_is_one_clear_line(tmp_path, system_seeded, text):
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, system_seeded):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(RunFolderError, match="cannot be written .*Next: free space"):
+        with pytest.raises(RunFolderError, match=r"cannot be written .*Next: free space"):
             start(path, system_seeded)
 
 
