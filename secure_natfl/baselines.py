@@ -22,7 +22,6 @@ from secure_natfl.data.synthetic import noise_images
 from secure_natfl.federation import Federation, Site, joined
 from secure_natfl.fine_tuning import LocalLoss, Target, distil, fine_tune, fresh
 from secure_natfl.models import Network
-from secure_natfl.protection import Terms
 from secure_natfl.seeds import Seeds
 from secure_natfl.systems.betas import Answer
 from secure_natfl.systems.natimg_fl import (
@@ -34,6 +33,7 @@ from secure_natfl.systems.natimg_fl import (
     Rows,
 )
 from secure_natfl.systems.speaking import Speaking
+from secure_natfl.terms import Terms
 from secure_natfl.training import Progress, Schedule, logits_of
 
 LABELS = {
@@ -63,7 +63,7 @@ def local_only(
     """One site's network on its own images."""
     generator = seeds.torch("local only", site.name)
     network = fresh(public, len(federation.task.classes), generator)
-    schedule = Schedule(_epochs(config), config.speed.batch // 2, PERSONAL_RATE)
+    schedule = Schedule(_epochs(config), config.models.batch // 2, PERSONAL_RATE)
     fine_tune(
         network, site.train, federation.naturals, LocalLoss(), None, schedule, generator, progress
     )
@@ -80,7 +80,7 @@ def pooled(
     """The central architecture on everybody's images."""
     generator = seeds.torch("pooled")
     network = fresh(public, len(federation.task.classes), generator)
-    schedule = Schedule(_epochs(config), config.speed.batch // 2, PERSONAL_RATE)
+    schedule = Schedule(_epochs(config), config.models.batch // 2, PERSONAL_RATE)
     everything = joined([site.train for site in federation.sites])
     fine_tune(
         network, everything, federation.naturals, LocalLoss(), None, schedule, generator, progress
@@ -116,7 +116,7 @@ def plain_mean(
         student,
         target,
         config.system.natural_weight,
-        Schedule(_distillation_epochs(config), config.speed.batch, CENTRAL_RATE),
+        Schedule(_distillation_epochs(config), config.models.batch, CENTRAL_RATE),
         generator,
         progress,
         multi_label=multi_label,

@@ -14,11 +14,11 @@ from protocols.rlwe import PK20_44
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, build
 from secure_natfl.models import Network, build_backbone
-from secure_natfl.protection import Terms, agree
 from secure_natfl.seeds import Seeds
 from secure_natfl.setup import check_architectures
 from secure_natfl.site_state import open_ledger, secret, state_folder
 from secure_natfl.systems.natimg_fl import NatImgFL
+from secure_natfl.terms import Terms, agree
 
 Epsilon = float | Literal["inf"]
 _SIGNATURE_AND_HEADER = 220

@@ -124,6 +124,8 @@ class Models(Section):
     """Start of the backbones: "none", "hub", a .safetensors file, or a folder with one for each."""
     pretrain_epochs: Annotated[int, Field(ge=0)] = 4
     """Epochs on the labelled natural images, public, before anything private is touched."""
+    batch: Annotated[int, Field(ge=4)] = 64
+    """Images of a step when the central model is distilled; half as many at the sites."""
 
 
 class NatImg(Section):
@@ -218,7 +220,6 @@ class Speed(Section):
 
     threads: Annotated[int, Field(ge=0)] = 0
     """0: all cores."""
-    batch: Annotated[int, Field(ge=4)] = 64
 
 
 class Config(Section):

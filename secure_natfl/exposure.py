@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from secure_natfl.config import Config
 from secure_natfl.config import ShardTeachers as ShardTeachersTable
-from secure_natfl.protection import Terms
 from secure_natfl.report.model import Exposure, UncoveredRelease
+from secure_natfl.terms import Terms
 
 
 def exposure(config: Config, terms: Terms) -> tuple[Exposure, ...]:

@@ -72,9 +72,7 @@ def fresh(public: Network, classes: int, generator: torch.Generator, groups: int
     network = copy.deepcopy(public)
     network.groups, network.classes = groups, classes
     network.xray = nn.Linear(network.features, groups * classes)
-    std = float(network.features) ** -0.5
-    nn.init.trunc_normal_(network.xray.weight, std=std, generator=generator)
-    nn.init.zeros_(network.xray.bias)
+    _draw_heads(network, generator)
     return network
 
 
@@ -143,6 +141,9 @@ def distil(
         off = (logits_of(central, target.images) - target.logits).square()
         return float((target.trust * off).mean() / scale)
 
+    # Heads solved for noisy answers in an earlier round are steep: training would start far off.
+    _draw_heads(central, generator)
+
     def loss(rows: Tensor) -> Tensor:
         xray, natural = central(augment(target.images[rows], generator))
         if not multi_label:
@@ -154,6 +155,12 @@ def distil(
         return value
 
     return fit(central, loss, len(target.images), schedule, generator, progress)
+
+
+def _draw_heads(network: Network, generator: torch.Generator) -> None:
+    std = float(network.features) ** -0.5
+    nn.init.trunc_normal_(network.xray.weight, std=std, generator=generator)
+    nn.init.zeros_(network.xray.bias)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from secure_natfl.report.model import (
     Timing,
     Wire,
 )
-from secure_natfl.run import Results, head_of
+from secure_natfl.results import Results, head_of
 from secure_natfl.site_state import state_folder
 from secure_natfl.systems.natimg_fl import NAME, RECONSTRUCTION
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +17,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from protocols.accounting import Spent
-from secure_natfl import baselines
+from secure_natfl.arms import train_arms
 from secure_natfl.config import Config
 from secure_natfl.evaluation import hospital_tests, predict, quick_auroc, site_test
-from secure_natfl.federation import Federation, build
+from secure_natfl.federation import build
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.models import Network
 from secure_natfl.progress import Stages
-from secure_natfl.protection import Protection, Terms, agree, session_of
+from secure_natfl.protection import Protection, session_of
+from secure_natfl.results import Results, SiteAccount, State, Traffic, head_of
 from secure_natfl.run_folder import (
     RunFolder,
     load_arrays,
@@ -40,53 +37,7 @@ from secure_natfl.setup import check_architectures, public_networks, speaking_in
 from secure_natfl.site_state import secret, state_folder
 from secure_natfl.systems.natimg_fl import NatImgFL, Released, Rows
 from secure_natfl.systems.speaking import Speaking
-
-
-@dataclass
-class State:
-    """What changes from round to round."""
-
-    central: Network
-    personal: dict[str, Network]
-    released: Released | None = None
-
-
-@dataclass(frozen=True)
-class SiteAccount:
-    """A site's ledger after the run: (line, chained hash) of its patients, total, head."""
-
-    lines: tuple[tuple[dict[str, Any], str], ...]
-    session: str
-    spent: Spent
-    head: str
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Messages of one kind over the whole run: how many, bytes (relays included), the largest."""
-
-    count: int
-    bytes: int
-    largest: int
-
-
-@dataclass
-class Results:
-    """What the report is made of, once all is trained."""
-
-    federation: Federation
-    system: NatImgFL
-    terms: Terms
-    state: State
-    arms: dict[str, dict[str, Network]]
-    """Baseline → model name ("" for one model of all, else the site's) → network."""
-    rounds: list[dict[str, Any]]
-    networks: dict[str, Network]
-    accounts: dict[str, SiteAccount]
-    messages: dict[str, Traffic]
-    folder: Path
-    stages: Stages
-    started: float
+from secure_natfl.terms import agree
 
 
 class Run:
@@ -123,7 +74,12 @@ class Run:
             ]
             accounts = {name: _account(protection, name) for name in groups}
             kinds = _by_message(protection)
-        arms = self._baselines(system, terms, speaking, networks) if config.run.baselines else {}
+        arms = {}
+        if config.run.baselines:
+            asked = np.concatenate([self._asked(r, system) for r in range(config.system.rounds)])
+            arms = train_arms(
+                config, system, terms, speaking, networks, asked, self.folder, self.stages
+            )
         return Results(
             federation,
             system,
@@ -283,69 +239,6 @@ class Run:
                 load_network(network, step / f"personal-{name}.safetensors")
         summary: dict[str, Any] = json.loads((step / "summary.json").read_text())
         return summary
-
-    def _baselines(
-        self,
-        system: NatImgFL,
-        terms: Terms,
-        speaking: dict[str, Speaking],
-        networks: dict[str, Network],
-    ) -> dict[str, dict[str, Network]]:
-        config, federation, seeds = self.config, system.federation, self.seeds
-        central = networks[config.models.central]
-        arms: dict[str, dict[str, Network]] = {"local_only": {}}
-        for site in federation.sites:
-            public = networks[site.architecture]
-            arms["local_only"][site.name] = self._baseline(
-                "local_only",
-                site.name,
-                system,
-                public,
-                partial(baselines.local_only, config, federation, site, public, seeds),
-            )
-        makers: dict[str, Callable[[Any], Network]] = {
-            "pooled": lambda p: baselines.pooled(config, federation, central, seeds, p),
-            "plain_mean": lambda p: baselines.plain_mean(
-                config, federation, arms["local_only"], central, self._all_asked(system), seeds, p
-            ),
-            "noise_proxies": lambda p: baselines.noise_proxies(
-                config, system, terms, speaking, central, seeds, p
-            ),
-        }
-        for name, make in makers.items():
-            arms[name] = {"": self._baseline(name, "", system, central, make)}
-        return arms
-
-    def _baseline(
-        self,
-        arm: str,
-        site: str,
-        system: NatImgFL,
-        public: Network,
-        make: Callable[[Any], Network],
-    ) -> Network:
-        step = f"baseline-{arm}" + (f"-{site}" if site else "")
-        file = "network.safetensors"
-        if self.folder.done(step):
-            heads = len(system.heads) if arm == "noise_proxies" else 1
-            classes = len(system.federation.task.classes)
-            network = fresh(public, classes, self.seeds.torch("restored"), heads)
-            load_network(network, self.folder.step(step) / file)
-            return network.eval()
-        label = baselines.LABELS[arm][0].lower()
-        with self.stages.stage("Baselines", f"{label} {site}".strip()) as progress:
-            made = make(progress)
-        self.folder.finish(step, lambda part: save_network(made, part / file))
-        return made
-
-    def _all_asked(self, system: NatImgFL) -> Rows:
-        return np.concatenate([self._asked(r, system) for r in range(self.config.system.rounds)])
-
-
-def head_of(system: NatImgFL, hospital: str) -> int:
-    """The central model's head that answers for a hospital."""
-    site = system.federation.hospitals[hospital][0]
-    return system.heads.index(system.group_of(site))
 
 
 def _by_message(protection: Protection) -> dict[str, Traffic]:

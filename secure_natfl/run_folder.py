@@ -43,16 +43,16 @@ class RunFolder:
                 raise RunFolderError(
                     "there is no run to resume", where=str(path), fix="leave out --resume"
                 )
-            if path.exists() and any(path.iterdir()):
+            if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
                 raise RunFolderError(
                     "the folder holds other files", where=str(path), fix="choose another --out"
                 )
             path.mkdir(parents=True, exist_ok=True)
             seeds = cls._seeds(config, os.urandom(32))
             nonce = os.urandom(16).hex() if not seeds.seeded else f"seed-{config.run.seed}"
-            write(path / "config.toml", text.encode())
             stated = {"config_sha256": config.identity, "nonce": nonce, "root": seeds.root.hex()}
             write(identity, json.dumps(stated, indent=2).encode())
+            write(path / "config.toml", text.encode())
         except OSError as error:
             raise _unwritable(path, error) from None
         except (ValueError, KeyError, TypeError) as error:

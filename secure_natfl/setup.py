@@ -10,10 +10,10 @@ from secure_natfl.federation import Federation, Site
 from secure_natfl.models import Network, check_architecture
 from secure_natfl.pretraining import pretrained
 from secure_natfl.progress import Stages
-from secure_natfl.protection import teachers_of
 from secure_natfl.seeds import Seeds
 from secure_natfl.site_state import secret
 from secure_natfl.systems.speaking import PublicBackbone, Speaking, public_backbone, shard_batch
+from secure_natfl.terms import teachers_of
 from secure_natfl.training import features_of
 
 

@@ -20,7 +20,7 @@ from secure_natfl.report.site_model import (
     SiteReport,
 )
 from secure_natfl.reporting import client, headline, site_ledger
-from secure_natfl.run import Results, head_of
+from secure_natfl.results import Results, head_of
 
 _BINS = 10
 

@@ -77,8 +77,14 @@ class Released:
             np.concatenate([self.rows, later.rows]),
             {g: torch.cat([z, later.logits[g]]) for g, z in self.logits.items()},
             {g: torch.cat([w, later.trust[g]]) for g, w in self.trust.items()},
-            {g: (r + later.signal_to_noise[g]) / 2 for g, r in self.signal_to_noise.items()},
+            {g: self._joint_ratio(later, g) for g in self.signal_to_noise},
         )
+
+    def _joint_ratio(self, later: Released, group: str) -> float:
+        """The rounds' ratios, each counted by its rows."""
+        n, m = len(self.rows), len(later.rows)
+        both = n * self.signal_to_noise[group] + m * later.signal_to_noise[group]
+        return both / (n + m)
 
 
 class NatImgFL:
@@ -90,7 +96,7 @@ class NatImgFL:
         self.options: NatImg = config.system
         self.federation, self.seeds = federation, seeds
         self.heads = list(federation.groups) if config.system.heads == "group" else ["all"]
-        self._batch = config.speed.batch
+        self._batch = config.models.batch
         self._beta = BETAS[config.system.beta]
 
     def group_of(self, site: Site) -> str:

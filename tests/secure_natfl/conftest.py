@@ -19,11 +19,11 @@ from secure_natfl.federation import Federation, Site, build, examples
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.models import Network
 from secure_natfl.progress import Stages
-from secure_natfl.protection import Terms, agree
 from secure_natfl.seeds import Seeds
 from secure_natfl.setup import public_networks, speaking_inputs
 from secure_natfl.systems.natimg_fl import NatImgFL, Returned
 from secure_natfl.systems.speaking import Speaking
+from secure_natfl.terms import Terms, agree
 from secure_natfl.toml_config import load
 
 torch.set_num_threads(1)

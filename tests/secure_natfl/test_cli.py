@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("--set", "speed.threads=1")
+"""One thread: two are slower beside other work on a machine of two cores."""
 COMMANDS = ("init", "check", "run", "info")
 
 
@@ -34,7 +36,7 @@ def homes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory, homes):
     folder = tmp_path_factory.mktemp("smoke")
-    done = natfl("run", "smoke", "--out", "D", cwd=folder, **homes)
+    done = natfl("run", "smoke", "--out", "D", *QUICK, cwd=folder, **homes)
     assert done.returncode == 0, done.stderr
     return folder / "D", done.stdout
 
@@ -87,7 +89,7 @@ def test_every_site_has_its_own_report(smoke):
 
 
 def test_the_folder_of_a_run_is_not_written_over(smoke, homes):
-    again = natfl("run", "smoke", "--out", "D", cwd=smoke[0].parent, **homes)
+    again = natfl("run", "smoke", "--out", "D", *QUICK, cwd=smoke[0].parent, **homes)
     assert again.returncode == 2
     assert "--resume" in again.stderr
     other = natfl(
@@ -107,7 +109,7 @@ def test_the_folder_of_a_run_is_not_written_over(smoke, homes):
 
 def test_resuming_a_finished_run_changes_no_aggregate(smoke, homes):
     before = json.loads((smoke[0] / "report.json").read_text())
-    done = natfl("run", "smoke", "--out", "D", "--resume", cwd=smoke[0].parent, **homes)
+    done = natfl("run", "smoke", "--out", "D", "--resume", *QUICK, cwd=smoke[0].parent, **homes)
     assert done.returncode == 0, done.stderr
     after = json.loads((smoke[0] / "report.json").read_text())
     assert after["aggregate_sha256"] == before["aggregate_sha256"]

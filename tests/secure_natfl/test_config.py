@@ -60,7 +60,7 @@ GOOD = HOSPITAL.format(name="county") + REST
         ("privacy.delta=1", ("privacy.delta: ", "less than 1")),
         ("privacy.colluders=0", ("privacy.colluders: ", "greater than or equal to 1")),
         ("data.size=true", ("data.size: ", "integer")),
-        ("speed.batch=3", ("speed.batch: ", "greater than or equal to 4")),
+        ("models.batch=3", ("models.batch: ", "greater than or equal to 4")),
         ("data.hospitals.0.images=3", ("hospitals is a value",)),
         ("nothing", ("--set nothing: not a setting", "--set table.key=value")),
         ("run..seed=1", ("not a setting",)),

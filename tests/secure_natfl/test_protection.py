@@ -12,14 +12,9 @@ from protocols.policy import effective
 from protocols.quantize import Layout, Segment
 from secure_natfl.data.records import Records
 from secure_natfl.federation import examples
-from secure_natfl.protection import (
-    PATIENTS_PER_SHARD,
-    Protection,
-    agree,
-    session_of,
-    teachers_of,
-)
+from secure_natfl.protection import Protection, session_of
 from secure_natfl.seeds import Seeds
+from secure_natfl.terms import PATIENTS_PER_SHARD, agree, teachers_of
 
 SESSION = "a" * 32
 SYSTEM = Seeds(b"r" * 32, seeded=False)
@@ -123,16 +118,16 @@ def test_the_terms_reach_the_asked_epsilon_at_every_site(terms, world):
 
 
 def test_delta_must_be_below_one_patient_and_the_advice_works(world, tiny):
-    largest = max(world.sites, key=lambda site: site.patients)
-    with pytest.raises(PrivacyError) as refused:
-        agreed(world, tiny(f"privacy.delta={1 / largest.patients}"))
-    line = str(refused.value)
-    assert line.startswith(f"privacy.delta, {largest.name}: ")
-    assert f"1/{largest.patients} patients" in line
+    federation = with_patients(world, (30, 12, 400))
+    for delta in (0.5, 1 / 400):
+        with pytest.raises(PrivacyError) as refused:
+            agreed(world, tiny(f"privacy.delta={delta}"), federation)
+        line = str(refused.value)
+        assert line.startswith("privacy.delta, children-3: ")
+        assert "is not below 1/400 patients" in line
     advice = float(line.rpartition("at most ")[2])
-    assert agreed(world, tiny(f"privacy.delta={advice}")).noise_plan.delta == advice
-    with pytest.raises(PrivacyError, match=r"δ = 0\.5 is not below"):
-        agreed(world, tiny("privacy.delta=0.5"))
+    plan = agreed(world, tiny(f"privacy.delta={advice}"), federation).noise_plan
+    assert plan.delta == advice
 
 
 def test_no_site_has_more_shards_than_a_third_of_its_patients(world, tiny):

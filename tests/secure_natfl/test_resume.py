@@ -8,11 +8,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-ARGUMENTS = ("run", "smoke", "--out", "D", "--set", "run.baselines=false")
+ARGUMENTS = (
+    *("run", "smoke", "--out", "D"),
+    *("--set", "run.baselines=false", "--set", "speed.threads=1"),
+)
 
 
 def start(folder: Path, homes: dict[str, str], *more: str) -> subprocess.Popen[bytes]:
@@ -23,6 +28,17 @@ def start(folder: Path, homes: dict[str, str], *more: str) -> subprocess.Popen[b
         stderr=subprocess.PIPE,
         env={**os.environ, **homes},
     )
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, which does not outlive the block."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stderr.close()
 
 
 def charges(ledger: Path) -> list[tuple[str, int]]:
@@ -47,12 +63,11 @@ def kill_when(process: subprocess.Popen[bytes], ready, patience: float = 120) ->
 def play_with_kills(folder: Path, homes: dict[str, str], moments) -> dict:
     more: tuple[str, ...] = ()
     for ready in moments:
-        process = start(folder, homes, *more)
-        kill_when(process, ready)
-        process.stderr.close()
+        with ended(start(folder, homes, *more)) as process:
+            kill_when(process, ready)
         more = ("--resume",) if (folder / "D" / "run.json").exists() else ()
-    process = start(folder, homes, *more)
-    _, complaint = process.communicate(timeout=280)
+    with ended(start(folder, homes, *more)) as process:
+        _, complaint = process.communicate(timeout=250)
     assert process.returncode == 0, complaint.decode()
     for ledger in (folder / "D" / "sites").glob("*/ledger.db"):
         lines = charges(ledger)
