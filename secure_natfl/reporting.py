@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import os
-import platform
-import resource
-import time
 from datetime import UTC, datetime
 from importlib.metadata import version
-
-from PIL import Image
 
 from protocols.accounting import REPLACE_ONE, gaussian_epsilon
 from protocols.policy import effective
@@ -19,6 +11,7 @@ from protocols.rlwe import PK20_44
 from secure_natfl import __version__, baselines
 from secure_natfl.config import Config
 from secure_natfl.config import ShardTeachers as ShardTeachersTable
+from secure_natfl.costs import environment, peak_memory, samples, timing, wire
 from secure_natfl.evaluation import TestPart, hospital_tests, predict, scores
 from secure_natfl.exposure import exposure, not_covered, uncovered
 from secure_natfl.federation import Site
@@ -29,20 +22,14 @@ from secure_natfl.report.model import (
     Client,
     CurvePoint,
     LossPoint,
-    MessageTotal,
     Privacy,
     Proxy,
     Report,
     SiteLedger,
-    Timing,
-    Wire,
 )
 from secure_natfl.results import Results, head_of
 from secure_natfl.site_state import state_folder
 from secure_natfl.systems.natimg_fl import NAME, RECONSTRUCTION
-
-_SAMPLES = 12
-_LIBRARIES = ("torch", "timm", "tenseal", "opacus", "numpy", "dp-accounting", "cryptography")
 
 
 def headline(config: Config, results: Results, command: str) -> dict[str, object]:
@@ -96,12 +83,12 @@ def consortium(config: Config, results: Results, command: str) -> Report:
             for i, summary in enumerate(results.rounds)
             for model, loss in summary["losses"].items()
         ),
-        wire=_wire(config, results),
-        seconds=_seconds(config, results),
-        peak_memory_mib=_peak_memory(),
+        wire=wire(config, results),
+        seconds=timing(config, results),
+        peak_memory_mib=peak_memory(),
         exposure=exposure(config, results.terms),
         uncovered_releases=uncovered(config),
-        environment=_environment(),
+        environment=environment(),
         proxy=Proxy(
             name=results.federation.natural_records.name,
             images=len(results.federation.natural_records),
@@ -109,7 +96,7 @@ def consortium(config: Config, results: Results, command: str) -> Report:
             classes=results.federation.task.natural_classes,
             overlap_check="no private image is among them, nor a re-encoded or re-exposed copy",
         ),
-        proxy_samples=_samples(results),
+        proxy_samples=samples(results),
     )
 
 
@@ -270,66 +257,3 @@ def _curves(results: Results, hospitals: list[str]) -> tuple[CurvePoint, ...]:
         for arm in ("central", "personalised")
         for hospital in hospitals
     )
-
-
-def _wire(config: Config, results: Results) -> Wire:
-    logits = 4 * config.proxies.per_round * len(results.federation.task.classes)
-    downwards = ("round-plan", "round-key", "opening")
-    largest = {kind: traffic.largest for kind, traffic in results.messages.items()}
-    return Wire(
-        upload_bytes=max(r["upload_bytes"] for r in results.rounds),
-        fp32_bytes=logits,
-        # The central model's answers come back as fp32 logits.
-        download_bytes=sum(largest.get(kind, 0) for kind in downwards) + logits,
-        opening_bytes=largest.get("opening", 0),
-        model_fp32_bytes={
-            name: 4 * network.parameter_count for name, network in results.networks.items()
-        },
-        by_message={
-            kind: MessageTotal(count=traffic.count, bytes=traffic.bytes)
-            for kind, traffic in results.messages.items()
-        },
-    )
-
-
-def _seconds(config: Config, results: Results) -> Timing:
-    steps: dict[str, float] = {}
-    for summary in results.rounds:
-        for step, seconds in summary["protection"].items():
-            steps[step] = steps.get(step, 0.0) + seconds
-    at_clients = sum(steps.get(s, 0.0) for s in CLIENT_STEPS)
-    turns = len(results.federation.sites) * config.system.rounds
-    return Timing(
-        total=time.perf_counter() - results.started,
-        protection=sum(steps.values()),
-        protection_per_client_round=at_clients / turns,
-        by_stage=results.stages.seconds,
-    )
-
-
-CLIENT_STEPS = ("quantise and clip", "charge, noise and store", "encrypt and sign")
-
-
-def _peak_memory() -> float:
-    kib = sum(
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return kib / 1024
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "Python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    } | {name: version(name) for name in _LIBRARIES}
-
-
-def _samples(results: Results) -> tuple[str, ...]:
-    """A few public natural images as data URIs."""
-    found = []
-    for image in results.federation.natural_records.images[:_SAMPLES]:
-        out = io.BytesIO()
-        Image.fromarray(image).save(out, "PNG")
-        found.append(f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}")
-    return tuple(found)

@@ -1,0 +1,85 @@
+"""What a run cost, as its report states it: bytes, seconds, memory, and where it ran."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import platform
+import resource
+import time
+from importlib.metadata import version
+
+from PIL import Image
+
+from secure_natfl.config import Config
+from secure_natfl.report.model import MessageTotal, Timing, Wire
+from secure_natfl.results import Results
+
+_SAMPLES = 12
+_LIBRARIES = ("torch", "timm", "tenseal", "opacus", "numpy", "dp-accounting", "cryptography")
+_CLIENT_STEPS = ("quantise and clip", "charge, noise and store", "encrypt and sign")
+
+
+def wire(config: Config, results: Results) -> Wire:
+    """Bytes of one client and round, and of all messages by kind."""
+    logits = 4 * config.proxies.per_round * len(results.federation.task.classes)
+    downwards = ("round-plan", "round-key", "opening")
+    largest = {kind: traffic.largest for kind, traffic in results.messages.items()}
+    return Wire(
+        upload_bytes=max(r["upload_bytes"] for r in results.rounds),
+        fp32_bytes=logits,
+        # The central model's answers come back as fp32 logits.
+        download_bytes=sum(largest.get(kind, 0) for kind in downwards) + logits,
+        opening_bytes=largest.get("opening", 0),
+        model_fp32_bytes={
+            name: 4 * network.parameter_count for name, network in results.networks.items()
+        },
+        by_message={
+            kind: MessageTotal(count=traffic.count, bytes=traffic.bytes)
+            for kind, traffic in results.messages.items()
+        },
+    )
+
+
+def timing(config: Config, results: Results) -> Timing:
+    """Seconds of the run, of protection in all and per client and round, by stage."""
+    steps: dict[str, float] = {}
+    for summary in results.rounds:
+        for step, seconds in summary["protection"].items():
+            steps[step] = steps.get(step, 0.0) + seconds
+    at_clients = sum(steps.get(s, 0.0) for s in _CLIENT_STEPS)
+    turns = len(results.federation.sites) * config.system.rounds
+    return Timing(
+        total=time.perf_counter() - results.started,
+        protection=sum(steps.values()),
+        protection_per_client_round=at_clients / turns,
+        by_stage=results.stages.seconds,
+    )
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process and its largest child, MiB."""
+    kib = sum(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return kib / 1024
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine."""
+    return {
+        "Python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    } | {name: version(name) for name in _LIBRARIES}
+
+
+def samples(results: Results) -> tuple[str, ...]:
+    """A few public natural images as data URIs."""
+    found = []
+    for image in results.federation.natural_records.images[:_SAMPLES]:
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "PNG")
+        found.append(f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}")
+    return tuple(found)
