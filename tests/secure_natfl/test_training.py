@@ -368,6 +368,19 @@ def test_the_more_noise_the_smaller_the_answers(world):
     assert spread[0] > 2 * spread[1] > 4 * spread[2] > 0
 
 
+def test_steep_heads_of_a_noisy_round_do_not_spoil_the_next(world):
+    """The ratio may pass 1 from one round to the next; training must not start far off."""
+    logits, trust = draw(120, 1, 2), torch.ones(120, 1, 1)
+    noisy = target_of(world, logits, trust, ratio=0.9)
+    network, _ = central_after(world, noisy)
+    with torch.no_grad():
+        network.xray.weight *= 30
+    clear = target_of(world, logits, trust, ratio=1.1)
+    after = distil(network, clear, 0.0, SCHEDULE, SEEDS.torch("distil"), multi_label=False)
+    _, from_fresh = central_after(world, clear)
+    assert after < 2 * from_fresh
+
+
 def test_the_network_follows_where_every_head_has_more_signal_than_noise(world):
     logits, trust = draw(40, 2, 2), torch.ones(40, 2, 1)
     start = state(world.network("test_resnet", "central", 2).backbone)
@@ -407,8 +420,9 @@ def test_the_loss_is_relative_to_the_targets(world):
     assert 0.1 < losses[0] < 1
 
 
-def test_only_a_single_label_model_is_centred(world):
+def test_only_a_single_label_model_is_centred(world, monkeypatch):
     """A shift common to all classes changes no softmax, but every sigmoid."""
+    monkeypatch.setattr("secure_natfl.fine_tuning._draw_heads", lambda *_: None)
     logits, trust = draw(40, 1, 2), torch.ones(40, 1, 1)
     target = target_of(world, logits - logits.mean(-1, keepdim=True), trust)
     for multi_label in (False, True):
