@@ -174,7 +174,7 @@ def _aggregation(config: Config, results: Results) -> Aggregation:
         coeff_mod_bits=bits,
         scale_bits=PK20_44.scale.bit_length() - 1,
         security_bits_table=f"128-bit table: limit 109, used {sum(bits)}",
-        library=f"TenSEAL {version('tenseal')}",
+        implementation=f"TenSEAL {version('tenseal')}",
     )
 
 

@@ -68,7 +68,7 @@ class Aggregation(Record):
     scale_bits: int | None = None
     security_bits_table: str | None = None
     """Plain words, such as "128-bit table: limit 109, used 88"."""
-    library: str | None = None
+    implementation: str | None = None
 
 
 class SiteLedger(Record):

@@ -168,7 +168,7 @@ def aggregation() -> dict[str, Any]:
         "coeff_mod_bits": [44, 44],
         "scale_bits": 0,
         "security_bits_table": "128-bit table: limit 109, used 88",
-        "library": "TenSEAL 0.3.18 (SEAL 4.1.2)",
+        "implementation": "TenSEAL 0.3.18 (SEAL 4.1.2)",
     }
 
 
