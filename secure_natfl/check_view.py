@@ -19,18 +19,17 @@ def show(found: Check, console: Console) -> None:
 
 
 def _sites(found: Check) -> Table:
-    table = Table(title="Sites", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("site", "group", "architecture", "unit"):
-        table.add_column(name)
-    for name in ("units", "teachers", "α", "ε", "alone", "before"):
+    table = Table(title="Sites", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("site", "group", "network"):
+        table.add_column(name, no_wrap=True)
+    for name in ("units", "shards", "α", "ε", "alone", "before"):
         table.add_column(name, justify="right")
     for site in found.sites:
         table.add_row(
             site.name,
             site.group,
             site.architecture,
-            site.unit + (", one class" if site.one_class else ""),
-            number(site.patients),
+            f"{number(site.patients)} {site.unit}s" + (", one class" if site.one_class else ""),
             str(site.teachers),
             str(site.alpha),
             epsilon(site.epsilon),
