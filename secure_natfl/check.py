@@ -84,7 +84,7 @@ def check(config: Config) -> Check:
     check_architectures(config)
     sites = state_folder(config, Path())
     throwaway = Seeds.of_study(0)
-    federation = build(config, lambda name: _key(config, sites, name))
+    federation = build(config, lambda name: _key(sites, name))
     system = NatImgFL(config, federation, throwaway)
     layout = system.layout(config.proxies.per_round)
     groups = {site.name: system.group_of(site) for site in federation.sites}
@@ -117,11 +117,10 @@ def check(config: Config) -> Check:
     )
 
 
-def _key(config: Config, sites: Path, hospital: str) -> bytes:
+def _key(sites: Path, hospital: str) -> bytes:
     """A hospital's secret where it has one; a check makes none."""
     if (sites / hospital / "identity.key").exists():
         return secret(sites / hospital, "identity", os.urandom)
-    del config
     return os.urandom(32)
 
 
