@@ -28,13 +28,8 @@ def protection(world, tiny, tmp_path):
         yield made
 
 
-def play(protection, groups, round_number=0):
-    """What a server's own plan leads to."""
-    rng = np.random.default_rng(0)
-    protection._pending = {
-        site: rng.normal(size=(m.shards, m.size)) for site, m in protection.terms.mechanisms.items()
-    }
-    plan = draft(
+def planned(protection, groups, round_number=0):
+    return draft(
         protection.enrolment,
         protection.transcript,
         round_number=round_number,
@@ -43,7 +38,15 @@ def play(protection, groups, round_number=0):
         size=protection.layout.size,
         subset=np.arange(round_number * 40, round_number * 40 + 40),
     )
-    return protection._topology.play(plan)
+
+
+def play(protection, groups, round_number=0):
+    """What a server's own plan leads to."""
+    rng = np.random.default_rng(0)
+    protection._pending = {
+        site: rng.normal(size=(m.shards, m.size)) for site, m in protection.terms.mechanisms.items()
+    }
+    return protection._topology.play(planned(protection, groups, round_number))
 
 
 def agreed(protection):
@@ -74,3 +77,14 @@ def test_any_other_plan_is_refused_before_a_charge(protection, change):
     with pytest.raises(ProtocolError, match="not those agreed on"):
         play(protection, [groups[change]], number)
     assert charged(protection) == 0
+
+
+def test_fewer_participants_than_agreed_are_refused_by_those_that_are_left(protection):
+    """The floors of this small federation would stop it first; the site's own check needs none."""
+    group = agreed(protection)
+    fewer = group.model_copy(
+        update={"participants": group.participants[:2], "alphas": group.alphas[:2]}
+    )
+    plan = planned(protection, [group]).model_copy(update={"groups": (fewer,)})
+    with pytest.raises(ProtocolError, match="not those agreed on"):
+        protection._check_agreed(plan, fewer.participants[0])
