@@ -1,7 +1,8 @@
 """What protection costs one client in one round: clip, charge, noise, encrypt, add, open.
 
 `python -m benchmarks.protection --json` prints nothing else on standard output. Every party is
-real: ledgers on disk, the decryptor in a process of its own. Figures are medians over rounds.
+real: ledgers on disk, the clients as key holders with their journals. Figures are
+medians over rounds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,16 @@ from protocols.chain import SigningKey, canonical, digest
 from protocols.ledger import Ledger, ReleaseKey
 from protocols.mechanisms import Released, ShardTeachers
 from protocols.messages import Group, RoundPlan
+from protocols.multikey import MK18_39
 from protocols.noise_plan import NoisePlan
 from protocols.outcome import Outcome
 from protocols.parties import Client, Server
-from protocols.policy import DECRYPTOR, Enrolment
+from protocols.policy import Enrolment, holder_name, threshold_of
 from protocols.quantize import Layout, Segment
-from protocols.rlwe import PK20_44
-from protocols.secagg import Decryptor, draft
+from protocols.secagg import Threshold, draft
+from protocols.share_holder import ShareHolder
 from protocols.transcript import Transcript
-from protocols.transport import DecryptorProcess, Wire
+from protocols.transport import Beside, Wire
 
 CLIENTS, ROWS, CLASSES, SHARDS, ROUNDS = 8, 2000, 14, 40, 7
 
@@ -72,39 +75,35 @@ class Bench:
     def measure(self) -> dict[str, float | int]:
         """Play all rounds; milliseconds and bytes of one client and round."""
         keys = {name: SigningKey.generate(os.urandom) for name in self.names}
-        server_key = SigningKey.generate(os.urandom)
-        with (
-            DecryptorProcess(self.folder / "decryptor") as process,
-            Transcript(self.folder / "transcript") as transcript,
-        ):
+        holders = {holder_name(name): SigningKey.generate(os.urandom) for name in self.names}
+        server_key, (threshold, malicious) = SigningKey.generate(os.urandom), threshold_of(CLIENTS)
+        with Transcript(self.folder / "transcript") as transcript, ExitStack() as opened:
             enrolment = Enrolment(
                 session="benchmark",
+                mode="ckks/threshold",
                 server=server_key.public.hex(),
-                holder=process.verify_key.hex(),
+                holders={name: key.public.hex() for name, key in holders.items()},
+                threshold=threshold,
+                malicious=malicious,
                 clients={name: key.public.hex() for name, key in keys.items()},
-                preset=PK20_44.name,
+                preset=MK18_39.name,
                 proxies=digest(b"proxies"),
                 terms=digest(canonical({"benchmark": 1})),
             )
-            process.enrol(enrolment)
             wire = Wire(transcript)
-            wire.connect(DECRYPTOR, process)
-            ledgers = {
-                name: Ledger(
+            for name, key in holders.items():
+                holder = ShareHolder(self.folder / name, enrolment, name, key)
+                opened.callback(holder.close)
+                wire.connect(name, Beside(holder.answer))
+            clients = {}
+            for name in self.names:
+                ledger = Ledger(
                     self.folder / f"{name}.db", name, "patients", budget_epsilon=None, delta=1e-5
                 )
-                for name in self.names
-            }
-            clients = {
-                name: Client(
-                    name,
-                    keys[name],
-                    enrolment,
-                    self.releaser(ledgers[name], self.plan.mechanisms[name]),
-                )
-                for name in self.names
-            }
-            topology = Decryptor(Server(server_key, enrolment), clients, wire)
+                opened.callback(ledger.close)
+                release = self.releaser(ledger, self.plan.mechanisms[name])
+                clients[name] = Client(name, keys[name], enrolment, release)
+            topology = Threshold(Server(server_key, enrolment), clients, wire)
             group = Group(name="all", participants=self.names, alphas=(1,) * CLIENTS)
             outcomes = []
             for number in range(ROUNDS):
@@ -119,8 +118,6 @@ class Bench:
                     subset=subset,
                 )
                 outcomes.append(topology.play(plan))
-            for ledger in ledgers.values():
-                ledger.close()
         return self._figures(outcomes)
 
     def _figures(self, outcomes: list[Outcome]) -> dict[str, float | int]:

@@ -41,3 +41,7 @@ class ProtocolError(NatflError):
 
 class RunFolderError(NatflError):
     """A run folder cannot be written, or belongs to another configuration."""
+
+
+class AbsentError(ProtocolError):
+    """A party gave no answer: its connection ended, it is silent, or it refused."""

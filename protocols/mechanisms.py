@@ -17,7 +17,14 @@ from protocols.chain import RandomBytes
 from protocols.errors import PrivacyError
 from protocols.ledger import ReleaseKey
 from protocols.quantize import Integers
-from protocols.release import Bounded, ClippedSum, Mechanism, Released, largest_integer
+from protocols.release import (
+    RELEASED_BITS,
+    Bounded,
+    ClippedSum,
+    Mechanism,
+    Released,
+    largest_integer,
+)
 from protocols.sampler import DISTANCE, discrete_gaussian
 
 __all__ = ["Bounded", "Mechanism", "NoNoise", "ReleaseKey", "Released", "ShardTeachers"]
@@ -29,7 +36,7 @@ class NoNoise(ClippedSum):
 
     @classmethod
     def for_sites(
-        cls, *, shards: Mapping[str, int], clip_norm: float, size: int, bits: int = 20
+        cls, *, shards: Mapping[str, int], clip_norm: float, size: int, bits: int = RELEASED_BITS
     ) -> dict[str, NoNoise]:
         """One mechanism per site (site → number of teachers) on the finest common grid."""
         if not shards or min(shards.values()) < 1:

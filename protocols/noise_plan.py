@@ -22,7 +22,7 @@ from protocols.accounting import (
 )
 from protocols.errors import PrivacyError
 from protocols.mechanisms import ShardTeachers
-from protocols.release import largest_integer
+from protocols.release import RELEASED_BITS, largest_integer
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class NoisePlan:
         shards: Mapping[str, int],
         clip_norm: float,
         size: int,
-        bits: int = 20,
+        bits: int = RELEASED_BITS,
         tail: float = 10.0,
     ) -> NoisePlan:
         """The plan whose worst client has `epsilon` at `delta` after all `rounds`.

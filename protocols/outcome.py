@@ -12,14 +12,16 @@ from protocols.transport import Wire
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One group's exact Σα·x, int64[size], and the SHA-256 of its little-endian bytes.
+    """One group's exact Σα·x, int64[width], and the SHA-256 of its little-endian bytes.
 
-    `attempt` is the attempt that opened it; below the plan's, nothing was sent anew.
+    `participants` are those in the sum. `attempt` is the attempt that opened it; below the
+    plan's, nothing was sent anew.
     """
 
     integers: IntVector
     sha256: str
     attempt: int
+    participants: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one round gives: an aggregate per group name, and what it cost."""
+    """What one round gives: an aggregate per group name, what it cost, and who was left out.
+
+    `absent`: party → why its message did not count, for clients and key holders alike.
+    """
 
     aggregates: Mapping[str, Aggregate]
     cost: Cost
+    absent: Mapping[str, str]
 
 
 class Costs:
@@ -60,10 +66,14 @@ class Costs:
         yield
         self._seconds[step] += time.perf_counter() - start
 
-    def outcome(self, openings: Iterable[Opening]) -> Outcome:
+    def outcome(
+        self, openings: Iterable[Opening], absent: Mapping[str, str] | None = None
+    ) -> Outcome:
         """The round's result, from openings that were checked."""
         aggregates = {
-            opening.group: Aggregate(opening.integers, opening.sha256, opening.attempt)
+            opening.group: Aggregate(
+                opening.integers, opening.sha256, opening.attempt, opening.participants
+            )
             for opening in openings
         }
         by_kind, by_sender = Counter[str](), Counter[str]()
@@ -82,4 +92,4 @@ class Costs:
             upload_bytes={name: by_sender[name] for name in protect},
             sent_bytes=dict(by_kind),
         )
-        return Outcome(aggregates, cost)
+        return Outcome(aggregates, cost, dict(absent or {}))

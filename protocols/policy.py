@@ -6,17 +6,20 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from protocols import __version__
-from protocols.chain import digest
+from protocols.chain import canonical, digest
 from protocols.errors import ConfigError, ProtocolError
 from protocols.messages import (
+    Count,
     Digest,
     Floors,
     Group,
+    Mode,
     Name,
+    Positive,
     RoundPlan,
     StrictModel,
 )
-from protocols.rlwe import preset
+from protocols.presets import find_preset
 
 SERVER: Final = "server"
 DECRYPTOR: Final = "decryptor"
@@ -26,15 +29,19 @@ RESERVED: Final = frozenset({SERVER, DECRYPTOR, "network", "transcript"})
 class Enrolment(StrictModel):
     """What all parties of a session agreed on before its first round; public.
 
-    Verify keys are 32 bytes in hexadecimal. `holder` is the key of the party that opens: the
-    decryptor, or the server itself where nothing is encrypted. `proxies` and `terms` are digests
-    of the whole proxy set and of grid, clip and noise plan.
+    Verify keys are 32 bytes in hexadecimal. `holders` are the parties that open, any `threshold`
+    of them, of whom up to `malicious` may break every rule; without encryption the server itself
+    is the only one. `proxies` and `terms` are digests of the whole proxy set and of grid, clip
+    and noise plan.
     """
 
     session: Name
+    mode: Mode
     server: Digest
-    holder: Digest
     clients: Annotated[dict[Name, Digest], Field(min_length=1)]
+    holders: Annotated[dict[Name, Digest], Field(min_length=1)]
+    threshold: Positive = 1
+    malicious: Count = 0
     preset: Name
     proxies: Digest
     terms: Digest
@@ -42,21 +49,78 @@ class Enrolment(StrictModel):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
-        if RESERVED & set(self.clients):
-            raise ValueError(f"no client may be called {', '.join(sorted(RESERVED))}")
+        if (RESERVED | set(self.holders)) & set(self.clients):
+            raise ValueError(
+                f"no client may be called {', '.join(sorted(RESERVED))}, or as a holder"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _keys_are_one_partys(self) -> Self:
+        for role, keys in (("clients", self.clients), ("key holders", self.holders)):
+            if len(set(keys.values())) < len(keys):
+                raise ValueError(f"two {role} have one verify key")
+        return self
+
+    @model_validator(mode="after")
+    def _custody_is_the_modes(self) -> Self:
+        alone = {"ckks/decryptor": DECRYPTOR, "ring/decryptor": DECRYPTOR, "plain/none": SERVER}
+        if self.mode in alone and set(self.holders) != {alone[self.mode]}:
+            raise ValueError(f"{self.mode} is opened by the {alone[self.mode]} alone")
+        if self.holders.get(SERVER, self.server) != self.server:
+            raise ValueError("the server opens with another key than it signs with")
+        if self.mode == "ckks/threshold":
+            self._check_threshold()
+        return self
+
+    def _check_threshold(self) -> None:
+        """Two sets of `threshold` holders share one that keeps the rules: 2t > n + f."""
+        if SERVER in self.holders:
+            raise ValueError("the server may hold no key share")
+        if not 2 <= self.threshold <= len(self.holders):
+            raise ValueError(f"a threshold of {self.threshold} with {len(self.holders)} holders")
+        if 2 * self.threshold <= len(self.holders) + self.malicious:
+            raise ValueError(
+                f"{self.threshold} of {len(self.holders)} holders could open two sums of one round "
+                f"with {self.malicious} malicious; the threshold must exceed half of their sum"
+            )
 
     def verify_key(self, party: str) -> bytes:
         """The enrolled verify key of a party; ProtocolError for a stranger."""
-        known = {**self.clients, SERVER: self.server, DECRYPTOR: self.holder}
+        known = {**self.clients, **self.holders, SERVER: self.server}
         if party not in known:
             raise ProtocolError("party is not enrolled", where=party, fix="enrol it, start anew")
         return bytes.fromhex(known[party])
 
     @property
-    def holder_id(self) -> str:
-        """Digest of the holder's verify key, as plans name it."""
-        return digest(bytes.fromhex(self.holder))
+    def holders_id(self) -> str:
+        """Digest of the holders, their keys and the threshold, as plans name them."""
+        stated = [self.holders, self.threshold, self.malicious]
+        return digest(canonical(stated))
+
+    @property
+    def holder_order(self) -> tuple[str, ...]:
+        """The holders by name: the order in which their shares are numbered, from 1."""
+        return tuple(sorted(self.holders))
+
+    @property
+    def opener(self) -> str:
+        """Who signs an opening: the decryptor where there is one, else the server."""
+        return DECRYPTOR if DECRYPTOR in self.holders else SERVER
+
+
+def threshold_of(holders: int) -> tuple[int, int]:
+    """The usual (t, f) for so many holders: f = ⌊(n−1)/3⌋ malicious, t = ⌊(n+f)/2⌋ + 1.
+
+    Then t > (n+f)/2, so no two sums of a round open, and n − f ≥ t, so honest ones suffice.
+    """
+    malicious = (holders - 1) // 3
+    return max((holders + malicious) // 2 + 1, 2), malicious
+
+
+def holder_name(client: str) -> str:
+    """The name of a client in its other role, as a key holder."""
+    return f"{client}.holder"
 
 
 def effective(alphas: Sequence[int]) -> float:
@@ -97,10 +161,10 @@ def check_plan(plan: RoundPlan, enrolment: Enrolment) -> None:
     _demand(plan.stage.session == enrolment.session, plan, "another session")
     _demand(plan.sender == SERVER, plan, "not the server's")
     _demand(plan.version == __version__, plan, f"version {plan.version}, here {__version__}")
-    for field in ("proxies", "terms", "preset"):
+    for field in ("mode", "proxies", "terms", "preset"):
         same = getattr(plan, field) == getattr(enrolment, field)
         _demand(same, plan, f"{field} differs from the enrolment")
-    _demand(plan.holder == enrolment.holder_id, plan, "another key holder")
+    _demand(plan.holders == enrolment.holders_id, plan, "other key holders, or another threshold")
     _demand(len(plan.body) % 4 == 0, plan, "proxy indices are no whole numbers")
     indices = plan.subset.tolist()
     _demand(bool(indices) and len(set(indices)) == len(indices), plan, "proxies repeat, or none")
@@ -137,24 +201,47 @@ def check_subset(plan: RoundPlan, others: Iterable[RoundPlan]) -> None:
         _demand(apart, plan, f"proxies were asked in round {other.round}")
 
 
+def check_included(plan: RoundPlan, group: Group, names: Sequence[str]) -> Group:
+    """The part of a group whose contributions arrived, if that may be opened.
+
+    Key holders run it on every request, the server before it asks: the names are in the plan's
+    order, and the floors and the group's least number of contributions hold for them alone.
+    """
+    _demand(set(names) <= set(group.participants), plan, "a contribution from outside the group")
+    enough = len(names) >= max(group.least, plan.floors.participants)
+    _demand(enough, plan, f"too few contributions to group {group.name}")
+    included = group.among(names)
+    _demand(included.participants == tuple(names), plan, "contributions repeat or change places")
+    balanced = effective(included.alphas) >= plan.floors.effective
+    _demand(balanced, plan, f"too few effective contributors to group {group.name}")
+    return included
+
+
 def _check_groups(plan: RoundPlan, enrolment: Enrolment) -> None:
     names = [group.name for group in plan.groups]
     _demand(len(set(names)) == len(names), plan, "two groups of one name")
-    parties = plan.participants
-    _demand(len(set(parties)) == len(parties), plan, "a client is summed twice")
-    _demand(set(parties) <= set(enrolment.clients), plan, "a participant is not enrolled")
+    _demand(set(plan.participants) <= set(enrolment.clients), plan, "a participant is not enrolled")
+    preset = find_preset(plan.preset)
     for group in plan.groups:
-        _check_floors(group, plan)
-        preset(plan.preset).prove(group.total)
+        paired = len(group.alphas) == len(group.participants)
+        _demand(paired, plan, f"group {group.name} needs one weight per participant")
+        once = len(set(group.participants)) == len(group.participants)
+        _demand(once, plan, f"a client is twice in group {group.name}")
+        check_included(plan, group, group.participants)
+        preset.prove(group.alphas)
+    _check_spans(plan)
 
 
-def _check_floors(group: Group, plan: RoundPlan) -> None:
-    paired = len(group.alphas) == len(group.participants)
-    _demand(paired, plan, f"group {group.name} needs one weight per participant")
-    enough = len(group.participants) >= plan.floors.participants
-    _demand(enough, plan, f"group {group.name} has too few participants")
-    balanced = effective(group.alphas) >= plan.floors.effective
-    _demand(balanced, plan, f"group {group.name} has too few effective contributors")
+def _check_spans(plan: RoundPlan) -> None:
+    """No number of a client enters two sums, and no sum is of nothing."""
+    taken: dict[str, list[tuple[int, int]]] = {}
+    for group in plan.groups:
+        start, stop = plan.span_of(group)
+        _demand(start < stop <= plan.size, plan, f"group {group.name} sums nothing, or too much")
+        for name in group.participants:
+            apart = all(stop <= first or last <= start for first, last in taken.get(name, []))
+            _demand(apart, plan, "a client is summed twice")
+            taken.setdefault(name, []).append((start, stop))
 
 
 def _demand(holds: bool, plan: RoundPlan, rule: str) -> None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import InitVar, dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from protocols.accounting import Event
 from protocols.chain import RandomBytes
 from protocols.errors import LedgerError, PrivacyError
 from protocols.ledger import Ledger, ReleaseKey
 from protocols.quantize import Floats, Grid, Integers, Layout, clip_rows
+
+RELEASED_BITS: Final = 18
+"""Width of a released integer, sign included; every preset proves its sums for it."""
 
 _SEAL = object()
 
@@ -106,7 +109,7 @@ class ClippedSum(ABC):
     clip_norm: float
     clip_int: int
     size: int
-    bits: int = 20
+    bits: int = RELEASED_BITS
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_norm < math.inf:

@@ -5,6 +5,7 @@ A ciphertext body is, block by block, the coefficients of c₀ and then of c₁,
 """
 
 from collections.abc import Iterable, Sequence
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,22 @@ Residues = NDArray[np.uint64]
 
 
 def pack(values: Residues, bits: int) -> bytes:
-    """Bit-pack residues below 2^bits; their number times `bits` is a multiple of 8."""
-    octets = np.ascontiguousarray(values, dtype="<u8").view(np.uint8).reshape(-1, 8)
-    lowest = octets[:, : -(-bits // 8)]
-    return np.packbits(
-        np.unpackbits(lowest, axis=1, count=bits, bitorder="little"), bitorder="little"
-    ).tobytes()
+    """Bit-pack residues below 2^bits, bits ≤ 64; their number times `bits` is a multiple of 8."""
+    count = values.size
+    flat = np.zeros(-(-count // 64) * 64, np.uint64)
+    flat[:count] = values.ravel()
+    wide = bits
+    while 2 * wide <= 64:
+        flat = flat[0::2] | flat[1::2] << np.uint64(wide)
+        wide *= 2
+    width, places = _places(wide)
+    columns = np.ascontiguousarray(flat.reshape(-1, len(places)).T)
+    words = np.zeros((width, columns.shape[1]), np.uint64)
+    for column, (word, shift) in zip(columns, places, strict=True):
+        words[word] |= column << np.uint64(shift)
+        if shift + wide > 64:
+            words[word + 1] |= column >> np.uint64(64 - shift)
+    return words.T.astype("<u8").tobytes()[: count * bits // 8]
 
 
 def unpack(body: bytes, bits: int, moduli: Sequence[int]) -> Residues:
@@ -29,15 +40,29 @@ def unpack(body: bytes, bits: int, moduli: Sequence[int]) -> Residues:
 
     Raises ProtocolError for a residue that is not reduced; the caller has checked the length.
     """
-    octets = np.zeros((len(body) * 8 // bits, 64), np.uint8)
-    octets[:, :bits] = np.unpackbits(np.frombuffer(body, np.uint8), bitorder="little").reshape(
-        -1, bits
-    )
-    values = np.packbits(octets, axis=1, bitorder="little").view("<u8").astype(np.uint64)
-    values = values.reshape(len(moduli), -1)
+    count = len(body) * 8 // bits
+    wide = bits << (64 // bits).bit_length() - 1
+    width, places = _places(wide)
+    groups = -(-count * bits // (width * 64))
+    words = np.frombuffer(body.ljust(groups * width * 8, b"\0"), "<u8").reshape(groups, width)
+    words = words.T.astype(np.uint64, order="C")
+    columns = np.empty((len(places), groups), np.uint64)
+    for place, (word, shift) in enumerate(places):
+        np.right_shift(words[word], np.uint64(shift), out=columns[place])
+        if shift + wide > 64:
+            columns[place] |= words[word + 1] << np.uint64(64 - shift)
+    flat = columns.T.reshape(-1, 1) >> np.arange(0, wide, bits, dtype=np.uint64)
+    flat &= np.uint64((1 << bits) - 1)
+    values = flat.reshape(-1)[:count].reshape(len(moduli), -1)
     if (values >= np.array(moduli, np.uint64)[:, None]).any():
         raise ProtocolError("residue is not below its modulus", where="ciphertext")
     return values
+
+
+def _places(bits: int) -> tuple[int, list[tuple[int, int]]]:
+    """The fewest words that integers of `bits` fill exactly; word and shift where each starts."""
+    shared = gcd(bits, 64)
+    return bits // shared, [divmod(place * bits, 64) for place in range(64 // shared)]
 
 
 class WeightedSum:

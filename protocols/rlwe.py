@@ -15,7 +15,7 @@ Both hold for every choice of randomness, so decryption is a function of the sum
 key recovery from approximate decryptions (Li and Micciancio, EUROCRYPT 2021) has no foothold.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ from protocols.errors import ConfigError
 MARGIN_BITS: Final = 5
 _ERROR_LIMIT: Final = 21  # SEAL's centred binomial: 21 bits minus 21 bits
 _WORD_BITS: Final = 62
-_TABLE_128: Final[Mapping[int, int]] = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438}
+TABLE_128: Final[Mapping[int, int]] = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438}
 """Largest log2(q·p) for 128 bits and ternary keys (HomomorphicEncryption.org, 2018)."""
 
 
@@ -43,7 +43,7 @@ class Preset:
     bits: int
 
     def __post_init__(self) -> None:
-        allowed = _TABLE_128.get(self.degree, 0) - MARGIN_BITS
+        allowed = TABLE_128.get(self.degree, 0) - MARGIN_BITS
         used = self.prime.bit_length() + self.special.bit_length()
         if used > allowed:
             raise ConfigError(
@@ -64,7 +64,7 @@ class Preset:
                 where=f"preset {self.name}",
                 fix=f"take a special prime above {_ERROR_LIMIT * (2 * self.degree + 1)}",
             )
-        self.prove(1)
+        self.prove((1,))
         if self.prime.bit_length() + self.largest_total.bit_length() > _WORD_BITS:
             raise ConfigError(
                 "α times a residue does not fit a machine word",
@@ -94,11 +94,12 @@ class Preset:
         step = (1 << (self.bits - 1)) * self.scale + self.noise_bound
         return min(by_noise, (self.prime - 1) // (2 * step))
 
-    def prove(self, total: int) -> None:
-        """Return if every sum with Σα = `total` is exact, else ConfigError saying what would be.
+    def prove(self, alphas: Sequence[int]) -> None:
+        """Return if every sum with these weights is exact, else ConfigError saying what would be.
 
         Key holder and clients run it on the plan, before a key or a contribution is made.
         """
+        total = sum(alphas)
         exact = self.scale > 2 * self.noise_bound * total
         peak = (1 << (self.bits - 1)) * total * self.scale + self.noise_bound * total
         if total >= 1 and exact and 2 * peak < self.prime:
@@ -132,21 +133,21 @@ class Preset:
         return text + (f", or take {bits} bits with Δ ≥ {low}" if bits >= 2 else "")
 
 
-PK20_44: Final = Preset(
-    name="pk20-44",
+PK18_44: Final = Preset(
+    name="pk18-44",
     degree=4096,
     prime=17592185659393,
     special=17592186028033,
-    scale=1 << 18,
-    bits=20,
+    scale=1 << 19,
+    bits=18,
 )
-"""Public-key encryption of 20-bit integers, Σα ≤ 63: 88 of at most 104 modulus bits."""
+"""Public-key encryption of 18-bit integers, Σα ≤ 127: 88 of at most 104 modulus bits."""
 
-PRESETS: Final[Mapping[str, Preset]] = {PK20_44.name: PK20_44}
+PRESETS: Final[Mapping[str, Preset]] = {PK18_44.name: PK18_44}
 
 
 def preset(name: str) -> Preset:
-    """Look up a preset by the name in a plan; ConfigError where there is none."""
+    """Look up a preset for public-key encryption by its name; ConfigError where there is none."""
     if name not in PRESETS:
         raise ConfigError(
             f"unknown preset {name!r}", where="plan", fix=f"choose one of {', '.join(PRESETS)}"

@@ -1,8 +1,9 @@
 """CKKS through TenSEAL's SEAL: keys, encryption and opening of exact integer sums.
 
-The only importer of tenseal. It uses `tenseal.sealapi` alone: no TenSEAL vector, no context with
-a thread pool, no slots. Every SEAL object is built here from residues that were checked to be
-below their modulus; bytes from elsewhere never reach a parser of SEAL or TenSEAL.
+With `protocols.tenseal_slots`, which borrows its loader, the only importer of tenseal. Both use
+`tenseal.sealapi` alone: no TenSEAL vector, no context with a thread pool. Every SEAL object is
+built from residues that were checked to be below their modulus; bytes from elsewhere never reach
+a parser of SEAL or TenSEAL.
 
 Integers are polynomial coefficients: SEAL encrypts zero, and Δ·m is added to the coefficients
 of c₀ modulo q in exact arithmetic, so encoding has no error at all.
@@ -10,19 +11,20 @@ of c₀ modulo q in exact arithmetic, so encoding has no error at all.
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
 import tenseal.sealapi as seal
 
-from protocols.errors import PrivacyError, ProtocolError
+from protocols.errors import ProtocolError
 from protocols.mechanisms import Released
 from protocols.messages import IntVector
+from protocols.presets import check_width
 from protocols.residues import Residues, pack, unpack
 from protocols.rlwe import Preset
 
-T = TypeVar("T", seal.Ciphertext, seal.PublicKey)
+T = TypeVar("T", seal.Ciphertext, seal.PublicKey, seal.RelinKeys)
 _BLOB: Final = struct.Struct("<HBBBBHQ")  # magic, header bytes, version 4.3, compression, total
 _CIPHERTEXT: Final = struct.Struct("<4QBQQQdQ")  # parms_id, NTT form, size, N, primes, scale, –
 
@@ -35,7 +37,7 @@ class PublicKey:
             raise ProtocolError("public key has another length", where="round key")
         moduli = (preset.prime, preset.special) * 2
         residues = unpack(body, preset.special.bit_length(), moduli)
-        context = _context(preset)
+        context = _context(preset.name, preset.degree, (preset.prime, preset.special))
         blob = _ciphertext_blob(context.key_parms_id(), residues.reshape(2, 2, -1), ntt=True)
         key = _load(seal.PublicKey(), context, blob)
         self.preset = preset
@@ -60,7 +62,8 @@ class RoundSecret:
     """
 
     def __init__(self, preset: Preset) -> None:
-        self._preset, self._context = preset, _context(preset)
+        self._preset = preset
+        self._context = _context(preset.name, preset.degree, (preset.prime, preset.special))
         generator = seal.KeyGenerator(self._context)
         public = seal.PublicKey()
         generator.create_public_key(public)
@@ -115,15 +118,15 @@ class RoundSecret:
         return words - self._preset.prime * (words > self._preset.prime // 2)
 
 
-def encrypt(public_key: PublicKey, released: Released) -> bytes:
-    """Encrypt released integers into the body of a contribution; the client runs it.
+def encrypt(public_key: PublicKey, released: Released, span: tuple[int, int]) -> bytes:
+    """Encrypt released integers `span` = [start, stop) into a contribution's body; a client's step.
 
     `released` comes from a mechanism and nothing else is taken: TypeError. PrivacyError if an
     integer is beyond the preset's limit, so that a sum could wrap.
     """
     if type(released) is not Released:
         raise TypeError("encrypt takes a Released, which only a mechanism's release() makes")
-    preset, values = public_key.preset, released.values
+    preset, values = public_key.preset, released.values[slice(*span)]
     check_width(values, preset)
     padded = np.zeros((preset.blocks(len(values)), preset.degree), np.int64)
     padded.flat[: len(values)] = values
@@ -133,26 +136,15 @@ def encrypt(public_key: PublicKey, released: Released) -> bytes:
     return pack(ciphertexts, preset.residue_bits)
 
 
-def check_width(values: IntVector, preset: Preset) -> None:
-    """Return if every integer is within ±`preset.value_limit`, else PrivacyError."""
-    if np.abs(values).max(initial=0) > preset.value_limit:
-        raise PrivacyError(
-            "released integers are wider than the preset",
-            where=f"preset {preset.name}",
-            why=f"the limit is ±{preset.value_limit}",
-            fix="give the noise plan and the preset the same number of bits",
-        )
-
-
-def _context(preset: Preset) -> seal.SEALContext:
+def _context(name: str, degree: int, primes: Sequence[int]) -> seal.SEALContext:
+    """SEAL's context of the primes, the special one last, if they are those that SEAL picks."""
     parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    parameters.set_poly_modulus_degree(preset.degree)
-    bits = [preset.prime.bit_length(), preset.special.bit_length()]
-    moduli = seal.CoeffModulus.Create(preset.degree, bits)
-    if [modulus.value() for modulus in moduli] != [preset.prime, preset.special]:
+    parameters.set_poly_modulus_degree(degree)
+    moduli = seal.CoeffModulus.Create(degree, [prime.bit_length() for prime in primes])
+    if [modulus.value() for modulus in moduli] != list(primes):
         raise ProtocolError(
             "this build of SEAL has other primes",
-            where=f"preset {preset.name}",
+            where=f"preset {name}",
             fix="install the pinned tenseal",
         )
     parameters.set_coeff_modulus(moduli)

@@ -101,6 +101,14 @@ class Transcript:
             raise self._damaged(entry.seq, "the message's bytes were changed")
         return blob
 
+    def recall(self, kind: type[M], round_number: int) -> Iterator[tuple[M, bytes]]:
+        """The messages of one kind and round, decoded and as bytes, each once though relayed."""
+        entries = (e for e in self.entries if (e.kind, e.round) == (kind.kind, round_number))
+        for blob in map(self.read, {entry.sha256: entry for entry in entries}.values()):
+            message = outline(blob)
+            if isinstance(message, kind):
+                yield message, blob
+
     def verify(self) -> None:
         """Read every message again and check it against its line."""
         for entry in self.entries:

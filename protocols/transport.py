@@ -10,12 +10,12 @@ import struct
 import subprocess
 import sys
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Final, Protocol, Self
 
 from protocols.chain import canonical
-from protocols.errors import ProtocolError
+from protocols.errors import AbsentError, ProtocolError
 from protocols.policy import Enrolment
 from protocols.transcript import Transcript
 
@@ -30,7 +30,7 @@ class Transport(Protocol):
         """Deliver one message to each receiver, in order."""
 
     def receive(self, receiver: str, sender: str) -> bytes:
-        """The next message from `sender` to `receiver`; ProtocolError if none will come."""
+        """The next message from `sender` to `receiver`; AbsentError if none will come."""
 
 
 class Remote(Protocol):
@@ -84,7 +84,7 @@ class Child:
         return self._process.pid
 
     def write(self, blob: bytes) -> None:
-        """Hand it one message; ProtocolError if it has gone."""
+        """Hand it one message; AbsentError if it has gone."""
         assert self._process.stdin is not None  # noqa: S101 - opened above
         try:
             write_frame(self._process.stdin, blob)
@@ -92,7 +92,7 @@ class Child:
             raise self._gone() from error
 
     def read(self) -> bytes:
-        """Wait for its next message; ProtocolError if it has gone."""
+        """Wait for its next message; AbsentError if it has gone."""
         assert self._process.stdout is not None  # noqa: S101 - opened above
         blob = read_frame(self._process.stdout)
         if blob is None:
@@ -118,8 +118,8 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _gone(self) -> ProtocolError:
-        return ProtocolError(
+    def _gone(self) -> AbsentError:
+        return AbsentError(
             "party has gone",
             where=self._name,
             why=f"its process ended with {self._process.poll()}",
@@ -127,14 +127,14 @@ class Child:
         )
 
 
-class DecryptorProcess(Child):
-    """The decryptor beside this process. `verify_key` is its identity, kept in its folder.
+class HolderProcess(Child):
+    """A key holder beside this process. `verify_key` is its identity, kept in its folder.
 
     Start it, enrol it, connect it to the wire; then rounds can be played.
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__("protocols.decryptor", str(folder))
+        super().__init__("protocols.holder_process", str(folder))
         try:
             self.verify_key = self.read()
         except ProtocolError:
@@ -146,6 +146,26 @@ class DecryptorProcess(Child):
         self.write(canonical(enrolment.model_dump(mode="json")))
 
 
+class Beside:
+    """A party in this process that answers each message with messages: a `Remote` without a wire.
+
+    A simulation's key holders are reached this way.
+    """
+
+    def __init__(self, answer: Callable[[bytes], list[bytes]]) -> None:
+        self._answer, self._out = answer, deque[bytes]()
+
+    def write(self, blob: bytes) -> None:
+        """Hand it one message; its answers wait to be read."""
+        self._out.extend(self._answer(blob))
+
+    def read(self) -> bytes:
+        """Its next answer; AbsentError if it has none."""
+        if not self._out:
+            raise AbsentError("party has no answer", where="party of this process")
+        return self._out.popleft()
+
+
 class Wire:
     """Mailboxes for the parties of this process, connections for the others; all is recorded."""
 
@@ -153,11 +173,16 @@ class Wire:
         self.transcript = transcript
         self._remotes: dict[str, Remote] = {}
         self._boxes: defaultdict[tuple[str, str], deque[bytes]] = defaultdict(deque)
+        self._cut: set[str] = set()
         self.sent: Counter[tuple[str, str]] = Counter()
 
     def connect(self, party: str, remote: Remote) -> None:
         """From now on messages to and from `party` go over this connection."""
         self._remotes[party] = remote
+
+    def cut(self, party: str) -> None:
+        """From now on nothing that this party sends arrives, and nothing reaches it."""
+        self._cut.add(party)
 
     def renewed(self) -> Self:
         """This wire without what a round that was broken off left undelivered."""
@@ -169,13 +194,19 @@ class Wire:
         entry = self.transcript.append(blob, sender, receivers)
         self.sent[sender, entry.kind] += entry.bytes * len(entry.receivers)
         for receiver in receivers:
+            if self._cut & {sender, receiver}:
+                continue
             if receiver in self._remotes:
-                self._remotes[receiver].write(blob)
+                # Who has gone is found out when its answer is awaited.
+                with contextlib.suppress(AbsentError):
+                    self._remotes[receiver].write(blob)
             else:
                 self._boxes[sender, receiver].append(blob)
 
     def receive(self, receiver: str, sender: str) -> bytes:
         """The next message of this sender; one from a connection is recorded on arrival."""
+        if self._cut & {sender, receiver}:
+            raise AbsentError("party is cut off", where=f"{sender} to {receiver}")
         if sender in self._remotes:
             blob = self._remotes[sender].read()
             entry = self.transcript.append(blob, sender, (receiver,))
@@ -183,5 +214,5 @@ class Wire:
             return blob
         box = self._boxes[sender, receiver]
         if not box:
-            raise ProtocolError("no message", where=f"{sender} to {receiver}")
+            raise AbsentError("no message", where=f"{sender} to {receiver}")
         return box.popleft()

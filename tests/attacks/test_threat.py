@@ -21,12 +21,13 @@ def plan(size):
         version="0.1.0",
         proxies=some,
         groups=(Group(name="g", participants=("a", "b"), alphas=(1, 1)),),
-        preset="pk20-44",
+        preset="pk18-44",
         layout=some,
         size=size,
         terms=some,
         floors=Floors(),
-        holder=some,
+        mode="ckks/decryptor",
+        holders=some,
         body=np.arange(3, dtype="<u4").tobytes(),
     )
 
@@ -39,7 +40,8 @@ def transcript(tmp_path):
         for name in "ab":
             sent = Contribution(**AT, sender=name, plan="2" * 64, group="g", body=bytes(20))
             record.append(seal(sent, KEY), name, ("server",))
-        fields = {"plan": "2" * 64, "group": "g", "request": "3" * 64, "sha256": "4" * 64}
+        fields = {"plan": "2" * 64, "group": "g", "participants": ("a", "b")}
+        fields |= {"request": "3" * 64, "sha256": "4" * 64}
         opening = Opening(**AT, sender="decryptor", **fields, body=bytes(40))
         record.append(seal(opening, KEY), "decryptor", ("server", "a"))
         yield record

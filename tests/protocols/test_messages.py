@@ -14,6 +14,8 @@ from protocols.messages import (
     KINDS,
     Contribution,
     Group,
+    KeyOpening,
+    KeyShare,
     Opened,
     Opening,
     OpeningRequest,
@@ -22,10 +24,12 @@ from protocols.messages import (
     Stage,
 )
 from protocols.policy import DECRYPTOR, SERVER
-from protocols.rlwe import PK20_44
+from protocols.rlwe import PK18_44
 
 PREFIX = struct.calcsize("<5sBBII")
 AT = Stage("study", 1, 1)
+ROUND_KINDS = KINDS[:8]
+"""Those of every round; what single topologies add is tested with them."""
 
 
 def example(kind, world):
@@ -34,26 +38,33 @@ def example(kind, world):
     if kind.kind == "round-plan":
         return world.plan(), world.server_key
     if kind is Contribution:
-        body = bytes(PK20_44.ciphertext_bytes(world.size))
+        body = bytes(PK18_44.ciphertext_bytes(world.size))
         return Contribution(
             **{**at, "sender": "b"}, plan="1" * 64, group="g0", body=body
         ), world.keys["b"]
+    if kind is KeyShare:
+        fields = {"plan": "1" * 64, "group": "g0", "holder": "a.holder", "contribution": "6" * 64}
+        return KeyShare(**{**at, "sender": "b"}, **fields, body=bytes(1168)), world.keys["b"]
     if kind is OpeningRequest:
-        listed = ("2" * 64, "3" * 64)
-        made = OpeningRequest(**at, plan="1" * 64, group="g0", contributions=listed, body=b"sum")
+        listed = {"participants": ("a", "b"), "contributions": ("2" * 64, "3" * 64)}
+        made = OpeningRequest(**at, plan="1" * 64, group="g0", **listed, body=b"sum")
         return made, world.server_key
+    if kind is KeyOpening:
+        at["sender"], fields = "a.holder", {"plan": "1" * 64, "group": "g0", "request": "5" * 64}
+        return KeyOpening(**at, **fields, body=bytes(9984)), world.holder_keys["a"]
     at["sender"] = DECRYPTOR
     if kind is RoundKey:
         past = Opened(group="g1", attempt=1, plan="4" * 64)
         return RoundKey(**at, plan="1" * 64, opened=(past,), body=b"key"), world.holder_key
     if kind is Opening:
         body = np.arange(-3, 3).astype("<i8").tobytes()
-        fields = {"plan": "1" * 64, "group": "g0", "request": "5" * 64, "sha256": digest(body)}
+        fields = {"plan": "1" * 64, "group": "g0", "participants": tuple("abcd")}
+        fields |= {"request": "5" * 64, "sha256": digest(body)}
         return Opening(**at, **fields, body=body), world.holder_key
     return Refusal(**at), world.holder_key
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ROUND_KINDS)
 def test_every_kind_survives_the_wire_and_has_one_encoding(kind, world):
     message, key = example(kind, world)
     blob = seal(message, key)
@@ -67,13 +78,16 @@ def test_every_kind_survives_the_wire_and_has_one_encoding(kind, world):
 
 
 def test_the_set_is_closed_and_messages_do_not_change(world):
-    assert {kind.code: kind.kind for kind in KINDS} == {
+    assert len({kind.code for kind in KINDS}) == len({kind.kind for kind in KINDS}) == len(KINDS)
+    assert {kind.code: kind.kind for kind in ROUND_KINDS} == {
         1: "round-plan",
         2: "round-key",
         3: "contribution",
         4: "opening-request",
         5: "opening",
         6: "refusal",
+        7: "key-share",
+        8: "key-opening",
     }
     message, _ = example(Opening, world)
     with pytest.raises(ValidationError, match="frozen"):
@@ -142,6 +156,7 @@ def framed(code, header, body=b"", version=1, magic=b"NATFL", lengths=None):
         {"version": 0},
         {"code": 0},
         {"code": 7},
+        {"code": 1 + max(kind.code for kind in KINDS)},
         {"code": 255},
         {"lengths": (0, 0)},
         {"lengths": (1 << 31, 0)},
@@ -201,21 +216,40 @@ def test_sealing_refuses_bodies_over_the_limit(world):
     with pytest.raises(ProtocolError, match="limit"):
         seal(message, world.holder_key)
     many = tuple(f"{number:064x}" for number in range(5000))
-    wide = OpeningRequest(
-        **AT._asdict(), sender=SERVER, plan="1" * 64, group="g", contributions=many
-    )
+    fields = {"plan": "1" * 64, "group": "g", "participants": ("a",), "contributions": many}
+    wide = OpeningRequest(**AT._asdict(), sender=SERVER, **fields)
     with pytest.raises(ProtocolError, match="header"):
         seal(wide, world.server_key)
 
 
-def test_a_plan_finds_the_one_group_of_a_client(world):
+def test_a_plan_finds_the_groups_of_a_client_and_a_group_by_its_name(world):
     plan = world.plan(groups=world.groups("abc", "def"))
-    assert plan.group_of("e").name == "g1"
+    assert [group.name for group in plan.groups_of("e")] == ["g1"]
+    assert plan.group("g1").participants == tuple("def")
     assert plan.participants == tuple("abcdef")
     assert Group(name="g", participants=("a",), alphas=(3,)).total == 3
     assert plan.subset.tolist() == list(range(10, 20))
-    with pytest.raises(ProtocolError, match="not in this plan"):
-        plan.group_of("z")
+    with pytest.raises(ProtocolError, match="client is not in this plan"):
+        plan.groups_of("z")
+    with pytest.raises(ProtocolError, match="group is not in this plan"):
+        plan.group("g2")
+
+
+def test_groups_with_spans_sum_parts_of_the_vector_and_groups_without_the_whole(world):
+    whole, part = world.groups("abc", "def")
+    part = part.model_copy(update={"participants": tuple("abc"), "span": (10, 25)})
+    plan = world.plan().model_copy(update={"groups": (whole, part)})
+    assert (plan.span_of(whole), plan.width_of(whole)) == ((0, 40), 40)
+    assert (plan.span_of(part), plan.width_of(part)) == ((10, 25), 15)
+    assert plan.participants == tuple("abc")
+    assert plan.groups_of("b") == (whole, part)
+
+
+def test_a_group_among_some_keeps_order_and_weights():
+    group = Group(name="g", participants=tuple("abcd"), alphas=(1, 2, 3, 4))
+    kept = group.among({"d", "b", "z"})
+    assert (kept.participants, kept.alphas, kept.total) == (("b", "d"), (2, 4), 6)
+    assert group.total == 10
 
 
 def mutate(unsigned, draw):
@@ -266,24 +300,25 @@ def test_two_thousand_mutated_envelopes_crash_nothing_and_are_not_taken_for_othe
     plan = world.plan()
     plan_blob = seal(plan, world.server_key)
     plan_id = identity(plan_blob)
-    body = bytes(PK20_44.ciphertext_bytes(world.size))
+    body = bytes(PK18_44.ciphertext_bytes(world.size))
     accepted = clients["b"].accept_plan(plan_blob)
-    upload = clients["b"].contribute(accepted, body)
+    (group,) = plan.groups
+    upload = clients["b"].contribute(accepted, group, body)
     six = accepted._replace(plan=plan.model_copy(update={"size": 6}))
     opening, holder_key = example(Opening, world)
     opening = seal(opening.model_copy(update={"plan": plan_id}), holder_key)
-    bytes_of = PK20_44.ciphertext_bytes(world.size)
+    bytes_of = PK18_44.ciphertext_bytes(world.size)
     receivers = [
         (plan_blob, world.server_key, lambda blob: clients["b"].accept_plan(blob).plan),
         (
             upload,
             world.keys["b"],
-            lambda blob: server.accept_contribution(blob, plan, plan_id, "b", bytes_of),
+            lambda blob: server.accept_contribution(blob, plan, plan_id, group, "b", bytes_of),
         ),
         (
             opening,
             holder_key,
-            lambda blob: clients["b"].accept_opening(blob, six, sender=DECRYPTOR),
+            lambda blob: clients["b"].accept_opening(blob, six, group),
         ),
     ]
     for blob, _, receive in receivers:

@@ -14,6 +14,7 @@ from protocols.ledger import Ledger
 from protocols.mechanisms import ReleaseKey
 from protocols.noise_plan import NoisePlan
 from protocols.quantize import Layout, Segment
+from protocols.release import RELEASED_BITS, largest_integer
 from protocols.sampler import seeded_random
 
 PLAN: dict[str, Any] = {
@@ -91,13 +92,13 @@ def test_shares_that_forget_the_weights_would_not_reach_the_target() -> None:
 
 
 def test_all_sites_share_one_grid_with_headroom_for_the_noise() -> None:
-    made = plan()
+    made, limit = plan(), largest_integer(RELEASED_BITS)
     mechanisms = made.mechanisms.values()
     assert len({(m.clip_int, m.step, m.bits) for m in mechanisms}) == 1
-    assert all(m.signal_bound + 10 * m.sigma_share <= 2**19 - 1 for m in mechanisms)
+    assert all(m.signal_bound + 10 * m.sigma_share <= limit for m in mechanisms)
     # The finest such grid: one more step would not fit the largest site and share.
     ratio = max(m.sigma_share / m.clip_int for m in mechanisms)
-    assert (made.mechanisms["a"].clip_int + 1) * (40 + 10 * ratio) > 2**19 - 1
+    assert (made.mechanisms["a"].clip_int + 1) * (40 + 10 * ratio) > limit
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,15 +7,23 @@ import pytest
 from protocols.chain import digest
 from protocols.envelope import outline, seal
 from protocols.errors import NatflError, ProtocolError
-from protocols.messages import Contribution, Opening, OpeningRequest, RoundKey, RoundPlan
+from protocols.messages import (
+    Contribution,
+    MaskKey,
+    MaskSeed,
+    Opening,
+    OpeningRequest,
+    RoundKey,
+    RoundPlan,
+)
 from protocols.parties import Server
 from protocols.policy import DECRYPTOR
-from protocols.rlwe import PK20_44
-from protocols.transport import DecryptorProcess
+from protocols.rlwe import PK18_44
+from protocols.transport import HolderProcess
 
 
 def test_two_groups_are_opened_exactly_by_a_process_of_its_own(world):
-    with DecryptorProcess(world.folder / "holder") as process:
+    with HolderProcess(world.folder / "holder") as process:
         topology, enrolment = world.apart(process)
         groups = world.groups("abc", "def")
         outcome = topology.play(world.plan(enrolment=enrolment, groups=groups))
@@ -41,12 +49,14 @@ def test_costs_name_every_client_and_every_kind_of_message(world):
     cost = world.beside().play(world.plan()).cost
     assert set(cost.protect) == set("abcd")
     assert all(seconds > 0 for seconds in (*cost.protect.values(), cost.aggregate, cost.open))
-    kinds = {RoundPlan, RoundKey, Contribution, OpeningRequest, Opening}
+    kinds = {RoundPlan, RoundKey, MaskKey, MaskSeed, Contribution, OpeningRequest, Opening}
     assert set(cost.sent_bytes) == {kind.kind for kind in kinds}
     assert set(cost.upload_bytes) == set("abcd")
-    assert 2 * sum(cost.upload_bytes.values()) == cost.sent_bytes["contribution"]
+    for name, count in cost.upload_bytes.items():
+        sent = [entry for entry in world.transcript.entries if entry.sender == name]
+        assert count == sum(entry.bytes * len(entry.receivers) for entry in sent)
     # Each of four uploads goes to the server and on to the decryptor.
-    body = PK20_44.ciphertext_bytes(world.size)
+    body = PK18_44.ciphertext_bytes(world.size)
     assert 8 * body < cost.sent_bytes["contribution"] < 8 * (body + 600)
 
 
@@ -109,8 +119,13 @@ def test_a_release_of_another_round_or_size_is_not_sent(world, make_released):
 def test_plain_takes_nothing_but_a_release_within_the_limit(world, make_released):
     plain, enrolment = world.plain()
     plan = world.plan(enrolment=enrolment)
-    wide = make_released(np.full(world.size, PK20_44.value_limit + 1))
-    for wrong, error in ((wide, NatflError), (world.values["a", 1], (TypeError, AttributeError))):
+    wide = make_released(np.full(world.size, PK18_44.value_limit + 1))
+
+    class LookAlike:
+        values, key = world.values["a", 1], wide.key
+
+    arrays = (world.values["a", 1], (TypeError, AttributeError))
+    for wrong, error in ((wide, NatflError), arrays, (LookAlike(), TypeError)):
         client = plain._clients["a"]
         plain._clients["a"] = dataclasses.replace(client, release=lambda _, out=wrong: out)
         with pytest.raises(error):
@@ -128,7 +143,7 @@ def test_openings_reach_their_own_group_only(world):
 def test_a_refusal_is_said_to_be_one_and_nothing_is_opened(world):
     topology = world.beside()
     topology.play(world.plan(1))
-    with pytest.raises(ProtocolError, match="decryptor refused"):
+    with pytest.raises(ProtocolError, match="key holder refused"):
         topology.play(world.plan(2, subset=[10, 11]))
     assert [e.round for e in world.transcript.entries if e.kind == "opening"].count(2) == 0
 
@@ -139,12 +154,14 @@ def test_keys_and_openings_of_another_plan_are_not_accepted(world):
     client = world.clients(world.enrolment())["a"]
     accepted = client.accept_plan(record["round-plan"])
     other = accepted._replace(plan_id="0" * 64)
-    client.accept_key(record["round-key"], accepted)
-    client.accept_opening(record["opening"], accepted, sender=DECRYPTOR)
+    (group,) = accepted.plan.groups
+    keys, length = {DECRYPTOR: record["round-key"]}, PK18_44.public_key_bytes
+    client.accept_keys(keys, accepted, length)
+    client.accept_opening(record["opening"], accepted, group)
     with pytest.raises(ProtocolError, match="another plan"):
-        client.accept_key(record["round-key"], other)
+        client.accept_keys(keys, other, length)
     with pytest.raises(ProtocolError, match="another plan"):
-        client.accept_opening(record["opening"], other, sender=DECRYPTOR)
+        client.accept_opening(record["opening"], other, group)
 
 
 def test_an_opening_whose_digest_is_not_its_integers_is_not_accepted(world):
@@ -155,4 +172,4 @@ def test_an_opening_whose_digest_is_not_its_integers_is_not_accepted(world):
     opening = outline(record["opening"])
     forged = seal(opening.model_copy(update={"sha256": "0" * 64}), world.holder_key)
     with pytest.raises(ProtocolError, match="sum"):
-        client.accept_opening(forged, accepted, sender=DECRYPTOR)
+        client.accept_opening(forged, accepted, accepted.plan.groups[0])

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from protocols.envelope import seal
-from protocols.errors import NatflError, ProtocolError, RunFolderError
+from protocols.errors import AbsentError, NatflError, ProtocolError, RunFolderError
 from protocols.keyfile import signing_key
 from protocols.messages import Refusal
-from protocols.transport import Child, DecryptorProcess, read_frame, write_frame
+from protocols.transport import Beside, Child, HolderProcess, read_frame, write_frame
 
 
 def test_frames_come_back_in_order_and_the_end_is_none():
@@ -73,7 +73,7 @@ def wait_until_gone(pid, seconds=5.0):
 
 
 def test_a_child_ends_with_its_pipe_and_leaves_no_process(tmp_path):
-    with DecryptorProcess(tmp_path / "holder") as process:
+    with HolderProcess(tmp_path / "holder") as process:
         assert len(process.verify_key) == 32
         assert not gone(process.pid)
     assert wait_until_gone(process.pid)
@@ -83,8 +83,8 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path):
     program = (
         "import sys, os, signal\n"
         "from pathlib import Path\n"
-        "from protocols.transport import DecryptorProcess\n"
-        "process = DecryptorProcess(Path(sys.argv[1]))\n"
+        "from protocols.transport import HolderProcess\n"
+        "process = HolderProcess(Path(sys.argv[1]))\n"
         "print(process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -95,7 +95,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path):
 
 
 def test_a_party_that_has_gone_is_said_to_have_gone(tmp_path):
-    with DecryptorProcess(tmp_path / "holder") as process:
+    with HolderProcess(tmp_path / "holder") as process:
         os.kill(process.pid, 9)
         assert wait_until_gone(process.pid)
         with pytest.raises(ProtocolError, match="party has gone"):
@@ -117,3 +117,59 @@ def test_a_module_that_is_none_is_a_party_that_has_gone(capfd):
     with Child("protocols.no_such_party") as child, pytest.raises(ProtocolError, match="gone"):
         child.read()
     assert "no_such_party" in capfd.readouterr().err
+
+
+def test_a_child_that_does_not_end_with_its_input_is_killed(tmp_path, monkeypatch):
+    (tmp_path / "deaf.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child = Child("deaf")
+    wait = child._process.wait
+    # The five seconds that it is given, shortened.
+    child._process.wait = lambda timeout=None: wait(timeout and 0.1)
+    child.close()
+    assert child._process.returncode == -9
+    assert gone(child.pid)
+
+
+def test_a_party_of_this_process_answers_in_order_and_is_absent_without_an_answer():
+    party = Beside(lambda blob: [blob, blob[::-1]])
+    party.write(b"ab")
+    party.write(b"cd")
+    assert [party.read() for _ in range(4)] == [b"ab", b"ba", b"cd", b"dc"]
+    with pytest.raises(AbsentError, match="no answer"):
+        party.read()
+
+
+def test_who_is_cut_off_neither_sends_nor_receives_and_what_was_sent_is_recorded(world):
+    seen = []
+    world.wire.connect("b", Beside(lambda blob: seen.append(blob) or [blob]))
+    blob = seal(Refusal(session="study", round=1, attempt=1, sender="a"), world.keys["a"])
+    world.wire.send("a", ("b", "c"), blob)
+    world.wire.cut("b")
+    world.wire.send("a", ("b", "c"), blob)
+    world.wire.send("b", ("c",), blob)
+    assert seen == [blob]
+    assert [world.wire.receive("c", "a") for _ in range(2)] == [blob, blob]
+    for receiver, sender in (("c", "b"), ("a", "b"), ("b", "a")):
+        with pytest.raises(AbsentError, match="cut off"):
+            world.wire.receive(receiver, sender)
+    assert len(world.transcript.entries) == 3
+
+
+def test_a_renewed_wire_forgets_what_a_broken_round_left_undelivered(world):
+    blob = seal(Refusal(session="study", round=1, attempt=1, sender="a"), world.keys["a"])
+    world.wire.send("a", ("b",), blob)
+    with pytest.raises(AbsentError, match="no message"):
+        world.wire.renewed().receive("b", "a")
+
+
+def test_a_message_to_a_party_that_has_gone_is_recorded_and_its_answer_is_absent(world):
+    with HolderProcess(world.folder / "holder") as process:
+        world.wire.connect("b", process)
+        os.kill(process.pid, 9)
+        assert wait_until_gone(process.pid)
+        blob = seal(Refusal(session="study", round=1, attempt=1, sender="a"), world.keys["a"])
+        world.wire.send("a", ("b",), blob)
+        with pytest.raises(AbsentError, match="party has gone"):
+            world.wire.receive("a", "b")
+    assert len(world.transcript.entries) == 1

@@ -1,7 +1,8 @@
-"""The key holder's process: `python -m protocols.decryptor FOLDER`.
+"""A key holder's process: `python -m protocols.holder_process FOLDER`.
 
 It speaks frames over standard input and output. First it says its verify key, then it reads the
-enrolment, then it answers messages until its input closes. What it answers is `holder`'s concern.
+enrolment, which also tells it what kind of holder it is, then it answers messages until its input
+closes. What it answers is the concern of `decrypting` and `share_holder`.
 """
 
 import fcntl
@@ -13,16 +14,16 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from protocols.chain import RandomBytes
+from protocols.chain import RandomBytes, SigningKey
 from protocols.errors import NatflError, ProtocolError, RunFolderError
-from protocols.holder import Holder
+from protocols.holding import Holding
 from protocols.keyfile import signing_key, write_private
 from protocols.policy import Enrolment
 from protocols.transport import read_frame, write_frame
 
 
 def serve(folder: Path, inward: IO[bytes], outward: IO[bytes], random: RandomBytes) -> None:
-    """Be the decryptor until `inward` closes. One process per folder; RunFolderError otherwise."""
+    """Be the key holder until `inward` closes. One process per folder; RunFolderError otherwise."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("wb") as lock:
         _claim(lock, folder)
@@ -31,11 +32,26 @@ def serve(folder: Path, inward: IO[bytes], outward: IO[bytes], random: RandomByt
         text = read_frame(inward)
         if text is None:
             return
-        holder = Holder(folder, _enrolment(folder / "enrolment.json", text), key)
+        holder = open_holding(folder, _enrolment(folder / "enrolment.json", text), key)
         while (blob := read_frame(inward)) is not None:
             for message in holder.answer(blob):
                 write_frame(outward, message)
         holder.close()
+
+
+def open_holding(folder: Path, enrolment: Enrolment, key: SigningKey) -> Holding:
+    """The holder that this key is enrolled as; ProtocolError for a key that is none's."""
+    named = [name for name, public in enrolment.holders.items() if public == key.public.hex()]
+    if not named:
+        raise ProtocolError("this key is no enrolled key holder's", where=str(folder))
+    # TenSEAL is loaded only where its keys are kept.
+    if enrolment.mode == "ckks/threshold":
+        from protocols.share_holder import ShareHolder
+
+        return ShareHolder(folder, enrolment, named[0], key)
+    from protocols.decrypting import Decrypting
+
+    return Decrypting(folder, enrolment, named[0], key)
 
 
 def _claim(lock: IO[bytes], folder: Path) -> None:
@@ -43,7 +59,7 @@ def _claim(lock: IO[bytes], folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise RunFolderError(
-            "another decryptor is at work here", where=str(folder), fix="end it first"
+            "another key holder is at work here", where=str(folder), fix="end it first"
         ) from error
 
 
@@ -51,7 +67,7 @@ def _enrolment(path: Path, text: bytes) -> Enrolment:
     """Take the enrolment on the first start; on later ones it must be the same."""
     if path.exists() and path.read_bytes() != text:
         raise RunFolderError(
-            "decryptor was enrolled for another session",
+            "key holder was enrolled for another session",
             where=str(path.parent),
             why="parties, floors or terms differ",
             fix="give a new session a folder of its own",
