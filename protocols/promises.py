@@ -123,7 +123,8 @@ THRESHOLD: Final = Promise(
     malicious="a server with more malicious holders than were allowed for opens two sums of a "
     "round, which differ by one client; a server can state a wrong sum, undetected; a client can "
     "bias the sum as far as its bounds allow, undetected, or keep it from opening; a holder's "
-    "wrong share is found where enough right ones come; too many silent holders stop the round",
+    "wrong share is outvoted where enough right ones come, and can shift a sum of one block where "
+    "just as many come as it takes; too many silent holders stop the round",
     adversary="the server, every listener, and fewer key holders than the threshold",
     _exposed=enough_shares,
     _upload=_threshold_upload,

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from protocols.policy import effective
-from protocols.rlwe import PK20_44
+from protocols.policy import effective, threshold_of
+from protocols.promises import PROMISES, Parties
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, build
 from secure_natfl.models import Network, build_backbone
@@ -21,7 +21,8 @@ from secure_natfl.systems.natimg_fl import NatImgFL
 from secure_natfl.terms import Terms, agree
 
 Epsilon = float | Literal["inf"]
-_SIGNATURE_AND_HEADER = 220
+_SIGNATURE_AND_HEADER = 330
+"""Bytes of a message around its body, about."""
 
 
 class SiteCheck(BaseModel):
@@ -76,6 +77,12 @@ class Check(BaseModel):
     memory_mib: int
     disk_mib: int
     cores: int
+    mode: str
+    key_holders: int
+    threshold: int
+    hidden_unless: str
+    """Who would have to pool what they know to read a single contribution."""
+    relied_on: str
     ledgers: str
 
 
@@ -92,9 +99,9 @@ def check(config: Config) -> Check:
     parameters = _parameters(config, federation)
     noise = terms.noise_plan
     logits = 4 * config.proxies.per_round * len(federation.task.classes)
-    upload = 4 * layout.size
-    if config.aggregation.kind == "ckks":
-        upload = PK20_44.ciphertext_bytes(layout.size)
+    promise, members = PROMISES[config.mode], _parties(config, terms)
+    bodies = promise.upload(members, layout.size)
+    upload = sum(bodies) + _SIGNATURE_AND_HEADER * len(bodies)
     return Check(
         name=config.run.name,
         config_sha256=config.identity,
@@ -108,13 +115,27 @@ def check(config: Config) -> Check:
         proxies_per_round=config.proxies.per_round,
         proxies_left_over=len(federation.natural_records)
         - config.system.rounds * config.proxies.per_round,
-        upload_bytes=upload + _SIGNATURE_AND_HEADER,
+        upload_bytes=upload,
         fp32_bytes=logits,
         memory_mib=_memory(federation, parameters),
         disk_mib=_disk(config, federation, parameters, upload),
         cores=os.cpu_count() or 1,
+        mode=config.mode,
+        key_holders=members.holders,
+        threshold=members.threshold,
+        hidden_unless=promise.hidden_unless,
+        relied_on=promise.trust,
         ledgers="the run folder" if sites == Path() / "sites" else str(sites),
     )
+
+
+def _parties(config: Config, terms: Terms) -> Parties:
+    """What the sizes of messages depend on, for the largest group."""
+    each_site = config.aggregation.custody in ("threshold", "shared")
+    holders = len(terms.alphas) if each_site else 1
+    threshold = threshold_of(holders)[0] if config.aggregation.custody == "threshold" else 1
+    largest = max(map(len, terms.groups.values()))
+    return Parties(largest, holders, threshold, terms.preset)
 
 
 def _key(sites: Path, hospital: str) -> bytes:

@@ -68,6 +68,9 @@ def _lines(found: Check) -> list[str]:
         )
     return [
         promise,
+        f"Aggregation: {found.mode}; {found.threshold} of {found.key_holders} key holder(s) open. "
+        f"A single contribution is read only if {found.hidden_unless}; one relies on "
+        f"{found.relied_on}.",
         f"Wire: {data_size(found.upload_bytes)} up per site and round, "
         f"{found.upload_bytes / found.fp32_bytes:.2f} × the same logits as fp32.",
         f"Proxies: {number(found.proxies_per_round)} asked per round, none twice; "

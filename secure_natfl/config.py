@@ -7,12 +7,13 @@ speed stands in `speed` and never enters the identity of a run.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from protocols.chain import canonical, digest
-from protocols.policy import RESERVED
+from protocols.messages import Mode
+from protocols.policy import RESERVED, holder_name
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[FiniteFloat, Field(gt=0, lt=1)]
@@ -149,26 +150,45 @@ class NatImg(Section):
     heads: Literal["group", "single"] = "group"
 
 
-class Ckks(Section):
-    """Ciphertexts added under encryption; a decryptor in a process of its own opens the sum."""
+class _Aggregation(Section):
+    """What every kind has: the least that a group must have before its sum may be opened."""
 
-    kind: Literal["ckks"] = "ckks"
-    custody: Literal["decryptor"] = "decryptor"
     min_participants: Annotated[int, Field(ge=3)] = 3
     min_effective: Annotated[FiniteFloat, Field(ge=2)] = 2.0
 
 
-class Plain(Section):
+class Ckks(_Aggregation):
+    """Ciphertexts are added; more than half of the sites together, or a decryptor, open the sum."""
+
+    kind: Literal["ckks"] = "ckks"
+    custody: Literal["threshold", "decryptor"] = "threshold"
+    """"threshold": every site keeps a share of each one-time key; no party can open alone."""
+
+
+class Ring(_Aggregation):
+    """Ciphertexts are added from site to site under a mask; a decryptor opens the sum."""
+
+    kind: Literal["ring"]
+    custody: Literal["decryptor"] = "decryptor"
+
+
+class Plain(_Aggregation):
     """No encryption: a baseline, and the positive control of attacks."""
 
     kind: Literal["plain"]
-    min_participants: Annotated[int, Field(ge=3)] = 3
-    min_effective: Annotated[FiniteFloat, Field(ge=2)] = 2.0
+    custody: Literal["none"] = "none"
 
-    @property
-    def custody(self) -> str:
-        """Nobody keeps a key."""
-        return "none"
+
+class Slots(_Aggregation):
+    """CKKS as it is commonly used: numbers in slots, one key for all sites. For studies only."""
+
+    kind: Literal["slots"]
+    custody: Literal["shared"] = "shared"
+    unsafe: bool = False
+    """Must be true: whoever asks for this kind says that nothing is protected."""
+
+
+Aggregation = Annotated[Ckks | Ring | Plain | Slots, Field(discriminator="kind")]
 
 
 class ShardTeachers(Section):
@@ -230,7 +250,7 @@ class Config(Section):
     proxies: Proxies = Proxies()
     models: Models
     system: NatImg = NatImg()
-    aggregation: Annotated[Ckks | Plain, Field(discriminator="kind")] = Ckks()
+    aggregation: Aggregation = Ckks()
     privacy: Annotated[ShardTeachers | NoNoise, Field(discriminator="mechanism")] = ShardTeachers()
     ledger: Ledger = Ledger()
     speed: Speed = Speed()
@@ -245,6 +265,8 @@ class Config(Section):
             raise ValueError("data.hospitals: a hospital has the name of another's site")
         if RESERVED & set(sites):
             raise ValueError(f"data.hospitals: {', '.join(sorted(RESERVED))} are no names for one")
+        if {holder_name(site) for site in sites} & set(sites):
+            raise ValueError("data.hospitals: a site has the name of another as a key holder")
         if self.system.rounds * self.proxies.per_round > self.proxies.images:
             room = self.proxies.images // self.system.rounds
             raise ValueError(
@@ -254,10 +276,25 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _is_meant(self) -> Self:
+        if isinstance(self.aggregation, Slots) and not self.aggregation.unsafe:
+            raise ValueError(
+                'aggregation: kind = "slots" protects nobody: every site has the one key, and the '
+                "sums that are read give it away to the server and to listeners; take kind = "
+                '"ckks", or set aggregation.unsafe = true in a study of this'
+            )
+        return self
+
     @property
     def identity(self) -> str:
         """SHA-256 of everything that can change a result; `speed` is left out."""
         return digest(canonical(self.model_dump(mode="json", exclude={"speed"})))
+
+    @property
+    def mode(self) -> Mode:
+        """Kind of aggregation and custody of its keys, as plans name them."""
+        return cast(Mode, f"{self.aggregation.kind}/{self.aggregation.custody}")
 
     @property
     def seeded(self) -> bool:

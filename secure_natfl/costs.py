@@ -8,10 +8,15 @@ import os
 import platform
 import resource
 import time
+from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 
 from PIL import Image
 
+from protocols.messages import Opening
+from protocols.policy import holder_name
+from protocols.transcript import Entry
 from secure_natfl.config import Config
 from secure_natfl.report.model import MessageTotal, Timing, Wire
 from secure_natfl.results import Results
@@ -24,14 +29,13 @@ _CLIENT_STEPS = ("quantise and clip", "charge, noise and store", "encrypt and si
 def wire(config: Config, results: Results) -> Wire:
     """Bytes of one client and round, and of all messages by kind."""
     logits = 4 * config.proxies.per_round * len(results.federation.task.classes)
-    downwards = ("round-plan", "round-key", "opening")
-    largest = {kind: traffic.largest for kind, traffic in results.messages.items()}
+    opening = results.messages.get(Opening.kind)
     return Wire(
         upload_bytes=max(r["upload_bytes"] for r in results.rounds),
         fp32_bytes=logits,
         # The central model's answers come back as fp32 logits.
-        download_bytes=sum(largest.get(kind, 0) for kind in downwards) + logits,
-        opening_bytes=largest.get("opening", 0),
+        download_bytes=max(r["download_bytes"] for r in results.rounds) + logits,
+        opening_bytes=opening.largest if opening else 0,
         model_fp32_bytes={
             name: 4 * network.parameter_count for name, network in results.networks.items()
         },
@@ -40,6 +44,20 @@ def wire(config: Config, results: Results) -> Wire:
             for kind, traffic in results.messages.items()
         },
     )
+
+
+def per_site(entries: Iterable[Entry], sites: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Site → bytes that it sent and received in these messages, as a key holder too."""
+    up, down = Counter[str](), Counter[str]()
+    for entry in entries:
+        up[entry.sender] += entry.bytes * len(entry.receivers)
+        for receiver in entry.receivers:
+            down[receiver] += entry.bytes
+    roles = {site: (site, holder_name(site)) for site in sites}
+    return {
+        site: (sum(up[role] for role in both), sum(down[role] for role in both))
+        for site, both in roles.items()
+    }
 
 
 def timing(config: Config, results: Results) -> Timing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from protocols.coalition import Coalition
+from protocols.promises import PROMISES, Promise
 from secure_natfl.config import Config
 from secure_natfl.config import ShardTeachers as ShardTeachersTable
 from secure_natfl.report.model import Exposure, UncoveredRelease
@@ -10,10 +12,15 @@ from secure_natfl.terms import Terms
 
 def exposure(config: Config, terms: Terms) -> tuple[Exposure, ...]:
     """One row per adversary, from the weakest to the strongest."""
-    noise = _noise(terms)
-    if config.aggregation.kind == "plain":
-        return (*_observers(noise), *_plain(terms))
-    return (*_observers(noise), *_encrypted(terms))
+    noise, promise = _noise(terms), PROMISES[config.mode]
+    if hides_from_server(promise):
+        return (*_observers(noise), *_encrypted(promise, terms))
+    return (*_observers(noise), *_readable(promise, terms))
+
+
+def hides_from_server(promise: Promise) -> bool:
+    """Whether a server by itself learns no more than sums, in a group of three."""
+    return not promise.exposes(Coalition(("a", "b", "c"), server=True, threshold=2))
 
 
 def _noise(terms: Terms) -> str:
@@ -47,49 +54,50 @@ def _observers(noise: str) -> tuple[Exposure, ...]:
     )
 
 
-def _encrypted(terms: Terms) -> tuple[Exposure, ...]:
+def _encrypted(promise: Promise, terms: Terms) -> tuple[Exposure, ...]:
     own = _own_share(terms)
     return (
         Exposure(
             party="Network",
-            learns="ciphertexts, signed plans, sizes, times and who takes part",
-            protection="CKKS (ring LWE) under a key made for one attempt; signatures",
-            remains="sizes, times and participation; this simulation has no transport encryption",
+            learns="what is encrypted or sealed, signed plans, sums, sizes, times, participation",
+            protection="encryption under keys made for one attempt; signatures",
+            remains="sums, sizes, times, who takes part; a simulation has no transport encryption",
         ),
         Exposure(
             party="Server",
-            learns="ciphertexts, α, and the opened sums",
-            protection="it holds no key; the decryptor opens only the sum it recomputed itself",
+            learns="what the network sees, α, and the opened sums",
+            protection=f"contributions are {promise.opened}",
             remains="the sums, under their noise",
         ),
         Exposure(
-            party="Decryptor",
-            learns="every upload, and the key that opens it",
-            protection="its rule to open one sum per group and round; its independence",
-            remains=f"a dishonest decryptor opens single contributions: {own}",
+            party="Those who pool what they have",
+            learns=f"a site's contribution as it was sent, if {promise.hidden_unless}",
+            protection=f"one relies on {promise.trust}",
+            remains=own,
         ),
         Exposure(
-            party="One malicious client with a network or server view",
-            learns="by tampering with its own ciphertext, the decryptor's key of that attempt",
-            protection="keys are made afresh for every attempt",
-            remains=f"single contributions of that round: {own}",
-        ),
-        Exposure(
-            party="Everyone else together (server, decryptor, all other hospitals)",
-            learns="a site's contribution as it was sent",
-            protection="none but the noise that the site itself added",
+            party="Those who break the rules",
+            learns=promise.malicious,
+            protection="signatures and hash chains; what is said to be undetected has none",
             remains=own,
         ),
     )
 
 
-def _plain(terms: Terms) -> tuple[Exposure, ...]:
+def _readable(promise: Promise, terms: Terms) -> tuple[Exposure, ...]:
     own = _own_share(terms)
     return (
         Exposure(
             party="Network and server",
             learns="every site's contribution as it was sent",
-            protection="none but the noise that the site itself added: nothing is encrypted",
+            protection="none but the noise that the site itself added: contributions are "
+            f"{promise.opened}",
+            remains=own,
+        ),
+        Exposure(
+            party="Those who break the rules",
+            learns=promise.malicious,
+            protection="signatures; what is said to be undetected has none",
             remains=own,
         ),
     )

@@ -26,12 +26,12 @@ from protocols.outcome import Outcome
 from protocols.parties import Client, Server
 from protocols.policy import Enrolment
 from protocols.quantize import Layout
-from protocols.rlwe import PK20_44
-from protocols.secagg import Decryptor, Plain, Topology, draft
+from protocols.secagg.topology import Topology, draft
 from protocols.transcript import Transcript
-from protocols.transport import DecryptorProcess, Wire
+from protocols.transport import Wire
 from secure_natfl import __version__
 from secure_natfl.config import Config
+from secure_natfl.custody import Custody
 from secure_natfl.federation import Federation
 from secure_natfl.seeds import Seeds
 from secure_natfl.site_state import open_ledger, secret, state_folder
@@ -52,7 +52,7 @@ class Spending:
 
 
 class Protection:
-    """All parties of a run but the models; a context manager that ends the decryptor's process."""
+    """All parties of a run but the models; a context manager that ends the key holders."""
 
     def __init__(
         self,
@@ -69,9 +69,10 @@ class Protection:
         self._seeds = seeds
         self._pending: Contributions = {}
         sites = state_folder(config, folder)
-        self._process: DecryptorProcess | None = None
+        self._custody: Custody | None = None
         self.ledgers: dict[str, Ledger] = {}
         self.transcript = Transcript(folder / "transcript")
+        self.wire = Wire(self.transcript)
         try:
             for site in federation.sites:
                 self.ledgers[site.name] = open_ledger(
@@ -108,9 +109,9 @@ class Protection:
         }
 
     def close(self) -> None:
-        """End the decryptor's process and close every file."""
-        if self._process is not None:
-            self._process.close()
+        """End the key holders and close every file."""
+        if self._custody is not None:
+            self._custody.close()
         for ledger in self.ledgers.values():
             ledger.close()
         self.transcript.close()
@@ -128,35 +129,29 @@ class Protection:
 
     def _assemble(self, federation: Federation, sites: Path, folder: Path) -> Topology:
         server_key = SigningKey(secret(folder / "server", "signing", os.urandom))
-        holder = server_key.public
-        if self.config.aggregation.kind == "ckks":
-            self._process = DecryptorProcess(folder / "decryptor")
-            holder = self._process.verify_key
         keys = {
             site.name: SigningKey(secret(sites / site.name, "signing", os.urandom))
             for site in federation.sites
         }
+        custody = self._custody = Custody(self.config.mode, server_key, keys, sites, folder)
         self.enrolment = Enrolment(
             session=self.session,
+            mode=self.config.mode,
             server=server_key.public.hex(),
-            holder=holder.hex(),
             clients={name: key.public.hex() for name, key in keys.items()},
-            preset=PK20_44.name,
+            holders=custody.holders,
+            threshold=custody.threshold,
+            malicious=custody.malicious,
+            preset=self.terms.preset,
             proxies=federation.proxy_digest,
             terms=self.terms.digest,
             floors=floors_of(self.config),
         )
-        wire = Wire(self.transcript)
-        server = Server(server_key, self.enrolment)
         clients = {
             name: Client(name, key, self.enrolment, self._releaser(name))
             for name, key in keys.items()
         }
-        if self._process is None:
-            return Plain(server, clients, wire)
-        self._process.enrol(self.enrolment)
-        wire.connect("decryptor", self._process)
-        return Decryptor(server, clients, wire)
+        return custody.assemble(Server(server_key, self.enrolment), clients, self.wire)
 
     def _releaser(self, site: str) -> Callable[[RoundPlan], Released]:
         mechanism, ledger = self.terms.mechanisms[site], self.ledgers[site]
@@ -182,8 +177,9 @@ class Protection:
         The noise counts on n − d shares of its group at these weights, and on so many rounds; a
         signed plan that asks for others would spend more than the site agreed to.
         """
-        group, agreed = plan.group_of(site), self._groups()
-        if group not in agreed or not 0 <= plan.round < self.config.system.rounds:
+        agreed, rounds = self._groups(), range(self.config.system.rounds)
+        same = all(group in agreed for group in plan.groups_of(site))
+        if not same or plan.round not in rounds:
             raise ProtocolError(
                 "the plan's group, weights or round are not those agreed on",
                 where=f"{site}, round {plan.round}",
@@ -196,6 +192,7 @@ class Protection:
                 name=group,
                 participants=tuple(sites),
                 alphas=tuple(self.terms.alphas[site] for site in sites),
+                least=self.terms.least[group],
             )
             for group, sites in self.terms.groups.items()
         ]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 from protocols.accounting import REPLACE_ONE, gaussian_epsilon
+from protocols.multikey import MultiKeyPreset
 from protocols.policy import effective
-from protocols.rlwe import PK20_44
+from protocols.presets import find_preset
+from protocols.promises import PROMISES
+from protocols.rlwe import TABLE_128, Preset
 from secure_natfl import __version__, baselines
 from secure_natfl.config import Config
 from secure_natfl.config import ShardTeachers as ShardTeachersTable
 from secure_natfl.costs import environment, peak_memory, samples, timing, wire
 from secure_natfl.evaluation import TestPart, hospital_tests, predict, scores
-from secure_natfl.exposure import exposure, not_covered, uncovered
+from secure_natfl.exposure import exposure, hides_from_server, not_covered, uncovered
 from secure_natfl.federation import Site
 from secure_natfl.report.model import (
+    Absence,
     Aggregation,
     Baseline,
     Central,
@@ -64,6 +69,11 @@ def consortium(config: Config, results: Results, command: str) -> Report:
         parts=_parts(config),
         aggregation=_aggregation(config, results),
         aggregate_sha256=tuple(h for r in results.rounds for h in r["aggregate_sha256"]),
+        absent=tuple(
+            Absence(round=i + 1, party=party, why=why)
+            for i, summary in enumerate(results.rounds)
+            for party, why in summary["absent"].items()
+        ),
         privacy=_privacy(config, results),
         clients=tuple(client(results, site, tests) for site in results.federation.sites),
         central=Central(
@@ -149,7 +159,7 @@ def _parts(config: Config) -> dict[str, bool]:
         f"downward weight w↓ ({options.downward})": options.downward != "off",
         "one head per group of hospitals": options.heads == "group",
         "differential privacy": isinstance(config.privacy, ShardTeachersTable),
-        "encryption": config.aggregation.kind == "ckks",
+        "encryption": config.aggregation.kind != "plain",
     }
 
 
@@ -158,6 +168,8 @@ def _aggregation(config: Config, results: Results) -> Aggregation:
     common = {
         "kind": config.aggregation.kind,
         "custody": config.aggregation.custody,
+        "holders": list(results.holders),
+        "threshold": results.threshold,
         "alpha": terms.alphas,
         "n_eff": {
             group: effective([terms.alphas[site] for site in sites])
@@ -167,14 +179,18 @@ def _aggregation(config: Config, results: Results) -> Aggregation:
     }
     if config.aggregation.kind == "plain":
         return Aggregation(**common)
-    bits = (PK20_44.prime.bit_length(), PK20_44.special.bit_length())
+    ring = find_preset(terms.preset)
+    moduli = (ring.prime, ring.special) if isinstance(ring, Preset) else ring.primes
+    used = math.prod(moduli).bit_length()
+    own = isinstance(ring, MultiKeyPreset)
     return Aggregation(
         **common,
-        poly_modulus_degree=PK20_44.degree,
-        coeff_mod_bits=bits,
-        scale_bits=PK20_44.scale.bit_length() - 1,
-        security_bits_table=f"128-bit table: limit 109, used {sum(bits)}",
-        implementation=f"TenSEAL {version('tenseal')}",
+        preset=ring.name,
+        poly_modulus_degree=ring.degree,
+        coeff_mod_bits=tuple(modulus.bit_length() for modulus in moduli),
+        scale=ring.scale,
+        security_bits_table=f"128-bit table: limit {TABLE_128[ring.degree]}, used {used}",
+        implementation="protocols.multikey_ckks" if own else f"TenSEAL {version('tenseal')}",
     )
 
 
@@ -230,12 +246,17 @@ def _adversary(config: Config, results: Results) -> str:
     noise = results.terms.noise_plan
     if noise is None:
         return "nobody: no noise is added"
-    if config.aggregation.kind == "plain":
+    promise = PROMISES[config.mode]
+    if not hides_from_server(promise):
         return (
-            "those who see the aggregates alone; the server and the network see each contribution "
-            f"unencrypted, and against them only ε = {noise.epsilon_isolated:.3g} holds"
+            "those who see the aggregates alone; the server and every listener read each "
+            f"contribution, and against them only ε = {noise.epsilon_isolated:.3g} holds"
         )
-    return noise.adversary
+    return (
+        f"up to {noise.colluders} client(s) of a group with {promise.adversary}, honest but "
+        f"curious, seeing every aggregate of all {noise.rounds} round(s), with up to "
+        f"{noise.dropouts} dropout(s) per group and round"
+    )
 
 
 def _baseline(results: Results, arm: str, tests: dict[str, TestPart]) -> Baseline:

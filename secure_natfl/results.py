@@ -56,6 +56,9 @@ class Results:
     networks: dict[str, Network]
     accounts: dict[str, SiteAccount]
     messages: dict[str, Traffic]
+    holders: tuple[str, ...]
+    """Who opens, `threshold` of them together."""
+    threshold: int
     folder: Path
     stages: Stages
     started: float

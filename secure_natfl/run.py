@@ -19,6 +19,7 @@ from rich.console import Console
 
 from secure_natfl.arms import train_arms
 from secure_natfl.config import Config
+from secure_natfl.costs import per_site
 from secure_natfl.evaluation import hospital_tests, predict, quick_auroc, site_test
 from secure_natfl.federation import build
 from secure_natfl.fine_tuning import fresh
@@ -73,7 +74,7 @@ class Run:
                 for number in range(config.system.rounds)
             ]
             accounts = {name: _account(protection, name) for name in groups}
-            kinds = _by_message(protection)
+            kinds, enrolment = _by_message(protection), protection.enrolment
         arms = {}
         if config.run.baselines:
             asked = np.concatenate([self._asked(r, system) for r in range(config.system.rounds)])
@@ -90,6 +91,8 @@ class Run:
             networks,
             accounts,
             kinds,
+            enrolment.holder_order,
+            enrolment.threshold,
             self.folder.path,
             self.stages,
             self.started,
@@ -136,14 +139,20 @@ class Run:
         rows = self._asked(number, system)
         contributions = self._contribute(number, system, speaking, state, rows)
         with self.stages.stage("Protect, add and open", f"round {number + 1}"):
-            before = dict(protection.spending.seconds)
+            before, sent = dict(protection.spending.seconds), len(protection.transcript.entries)
             outcome, sums = protection.play(number, rows, contributions)
-        found = system.read(rows, sums, protection.terms.teachers, protection.terms.noise)
+        counted = protection.terms.among(
+            {group: found.participants for group, found in outcome.aggregates.items()}
+        )
+        found = system.read(rows, sums, counted.teachers, counted.noise)
+        traffic = per_site(protection.transcript.entries[sent:], protection.ledgers)
         state.released = found if state.released is None else state.released.followed_by(found)
         losses = self._learn(number, system, state)
         summary = {
             "aggregate_sha256": [a.sha256 for a in outcome.aggregates.values()],
-            "upload_bytes": max(outcome.cost.upload_bytes.values(), default=0),
+            "absent": dict(outcome.absent),
+            "upload_bytes": max(up for up, _ in traffic.values()),
+            "download_bytes": max(down for _, down in traffic.values()),
             "signal_to_noise": min(found.signal_to_noise.values()),
             "protection": {
                 step: seconds - before.get(step, 0.0)

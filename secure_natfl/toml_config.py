@@ -1,7 +1,8 @@
 """From a TOML file, a preset or `--set key=value` to a `Config`, with errors people can use.
 
 `--set privacy.mechanism=none` takes the defaults of the new kind and keeps the keys that both
-kinds have; a key that the new kind lacks is dropped. Values are read as TOML, else as text.
+kinds have; a key or a choice that the new kind lacks is dropped. Values are read as TOML, else as
+text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -110,13 +111,21 @@ def _value(text: str) -> Any:
 
 
 def _switched(section: str, table: Table, kind: Any) -> Table:
-    """The table of another kind: what both kinds know stays."""
+    """The table of another kind: what both kinds know and take stays."""
     field = _DISCRIMINATORS[section]
     for model in _models(Config.model_fields[section].annotation):
         if kind in get_args(model.model_fields[field].annotation):
-            kept = {key: value for key, value in table.items() if key in model.model_fields}
+            kept = {key: value for key, value in table.items() if _takes(model, key, value)}
             return kept | {field: kind}
     return table | {field: kind}
+
+
+def _takes(model: type[BaseModel], key: str, value: Any) -> bool:
+    """Whether a kind has this key and, where the key is a choice, this value."""
+    if key not in model.model_fields:
+        return False
+    annotation = model.model_fields[key].annotation
+    return get_origin(annotation) is not Literal or value in get_args(annotation)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

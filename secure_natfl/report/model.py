@@ -63,9 +63,13 @@ class Aggregation(Record):
     n_eff: dict[str, FiniteFloat]
     """Effective contributors, (Σα)² / Σα², of each group."""
     groups: dict[str, tuple[str, ...]]
+    holders: tuple[str, ...]
+    """Who opens, `threshold` of them together; without encryption the server."""
+    threshold: Count
+    preset: str | None = None
     poly_modulus_degree: int | None = None
     coeff_mod_bits: tuple[int, ...] | None = None
-    scale_bits: int | None = None
+    scale: int | None = None
     security_bits_table: str | None = None
     """Plain words, such as "128-bit table: limit 109, used 88"."""
     implementation: str | None = None
@@ -164,6 +168,14 @@ class LossPoint(Record):
     loss: FiniteFloat
 
 
+class Absence(Record):
+    """A client or key holder that was left out of a round, which went on without it."""
+
+    round: Count
+    party: str
+    why: str
+
+
 class MessageTotal(Record):
     """All messages of one kind over the whole run."""
 
@@ -174,8 +186,10 @@ class MessageTotal(Record):
 class Wire(Record):
     """Bytes per client and round, except `by_message`, which totals the whole run.
 
-    `fp32_bytes` is 4 × the released logits of one client and round; `model_fp32_bytes` what one
-    client would send in the same round if it sent its model as fp32 instead.
+    `upload_bytes` and `download_bytes` are all that a client sends and receives in a round, key
+    shares and its part in opening included. `fp32_bytes` is 4 × the released logits of one client
+    and round; `model_fp32_bytes` what one client would send in the same round if it sent its
+    model as fp32 instead.
     """
 
     upload_bytes: Count
@@ -248,6 +262,7 @@ class Report(Headline):
     parts: dict[str, bool]
     aggregation: Aggregation
     aggregate_sha256: tuple[Sha256, ...]
+    absent: tuple[Absence, ...]
     privacy: Privacy
     clients: tuple[Client, ...]
     central: Central

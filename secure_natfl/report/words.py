@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from protocols.promises import PROMISES
 from secure_natfl.report import formats
 from secure_natfl.report.model import Client, Epsilon, Headline, Report, Scores, SiteLedger
 
@@ -14,20 +15,6 @@ ARM_LABELS = {
     "pooled": "Pooled data",
 }
 """Short names for figures, in the order in which reports list the arms."""
-
-OPENED_BY = {
-    ("plain", "none"): "unencrypted: the server sees every site's contribution",
-    ("ckks", "decryptor"): (
-        "encrypted with CKKS; only their weighted sum is opened, by a decryptor apart from the "
-        "server"
-    ),
-    ("ckks", "threshold"): (
-        "encrypted with CKKS; only their weighted sum is opened, by enough key holders together"
-    ),
-    ("ring", "decryptor"): (
-        "masked around a ring and encrypted; only their sum is opened, by the decryptor"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -125,9 +112,8 @@ def _delta(delta: float) -> str:
 
 
 def _opened(kind: str, custody: str) -> str:
-    if kind == "plain":
-        return OPENED_BY["plain", "none"]
-    return OPENED_BY.get((kind, custody), f"aggregated by {kind} with the key held by {custody}")
+    by_mode = {str(mode): promise.opened for mode, promise in PROMISES.items()}
+    return by_mode.get(f"{kind}/{custody}", f"aggregated by {kind} with the key held by {custody}")
 
 
 def _auroc_tile(report: Report) -> Tile:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from protocols.promises import markdown
+
 ROOT = Path(__file__).resolve().parents[2]
 SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 PARTS = ("Statement", "Adversary", "Assumption", "Mechanism", "Tests")
@@ -115,11 +117,17 @@ def test_each_kind_of_fault_is_found(old: str, new: str, fault: str) -> None:
 def test_what_is_not_protected_is_said_after_the_claims() -> None:
     headings = re.findall(r"^## (.+)$", SECURITY, re.MULTILINE)
     assert headings == [
+        "What each mode promises",
         "Claims",
         "What is not protected",
         "Supported versions",
         "Reporting a vulnerability",
     ]
+
+
+def test_the_tables_of_promises_are_those_that_the_code_states() -> None:
+    """Word for word: `protocols.promises` is what `natfl check` and reports say, too."""
+    assert markdown() in SECURITY
 
 
 def test_no_document_promises_what_nobody_can_promise() -> None:

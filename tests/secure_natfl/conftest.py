@@ -149,6 +149,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """As `tiny`, with a fourth site, so that one may drop out."""
+    file = tmp_path_factory.mktemp("config") / "four.toml"
+    file.write_text(TINY.replace("sites = 3", "sites = 4").replace("images = 150", "images = 200"))
+    return lambda *changes: load(str(file), ["run.seed=0", *changes])
+
+
+@pytest.fixture(scope="session")
 def world(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> World:
     """The small federation, noise included."""
     return make_world(tiny(), tmp_path_factory.mktemp("sites"))

@@ -52,7 +52,8 @@ def play(protection, groups, round_number=0):
 def agreed(protection):
     ((name, sites),) = protection.terms.groups.items()
     alphas = tuple(protection.terms.alphas[site] for site in sites)
-    return Group(name=name, participants=tuple(sites), alphas=alphas)
+    least = protection.terms.least[name]
+    return Group(name=name, participants=tuple(sites), alphas=alphas, least=least)
 
 
 def charged(protection):
@@ -64,13 +65,14 @@ def test_the_agreed_plan_is_played(protection):
     assert charged(protection) == 3
 
 
-@pytest.mark.parametrize("change", ["heavier", "renamed", "further round"])
+@pytest.mark.parametrize("change", ["heavier", "renamed", "fewer suffice", "further round"])
 def test_any_other_plan_is_refused_before_a_charge(protection, change):
     group = agreed(protection)
     heavier = (group.alphas[0] + 1, *group.alphas[1:])
     groups = {
         "heavier": group.model_copy(update={"alphas": heavier}),
         "renamed": group.model_copy(update={"name": "other"}),
+        "fewer suffice": group.model_copy(update={"least": group.least - 1}),
         "further round": group,
     }
     number = protection.config.system.rounds if change == "further round" else 0

@@ -49,6 +49,8 @@ GOOD = HOSPITAL.format(name="county") + REST
         ("data.zzz=3", ("data.zzz: unknown key", "hospitals", "split_seed")),
         ("privacy.mechanism=dp-sgd", ("privacy", "dp-sgd", "shard-teachers")),
         ("aggregation.kind=threshold", ("aggregation", "threshold", "ckks")),
+        ("aggregation.kind=slots", ("aggregation: ", "protects nobody", "unsafe = true")),
+        ("aggregation.custody=shared", ("aggregation.custody: ", "threshold", "decryptor")),
         ("system.kind=unimed", ("system.kind", "unimed", "natimg-fl")),
         ("system.rounds=2.5", ("system.rounds: ", "integer", "2.5")),
         ("system.rounds=0", ("system.rounds: ", "greater than or equal to 1")),
@@ -125,6 +127,19 @@ def test_another_aggregation_drops_what_it_lacks(tmp_path):
     )
     plain = load(str(file), ["aggregation.kind=plain"]).aggregation
     assert (plain.kind, plain.custody, plain.min_participants) == ("plain", "none", 4)
+    ring = load(str(file), ["aggregation.kind=ring"]).aggregation
+    assert (ring.kind, ring.custody, ring.min_participants) == ("ring", "decryptor", 4)
+
+
+def test_a_choice_that_the_new_kind_lacks_is_dropped_too(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text(GOOD + '[aggregation]\nkind = "ckks"\ncustody = "threshold"\n')
+    assert load(str(file)).mode == "ckks/threshold"
+    assert load(str(file), ["aggregation.custody=decryptor"]).mode == "ckks/decryptor"
+    assert load(str(file), ["aggregation.kind=ring"]).mode == "ring/decryptor"
+    assert load(str(file), ["aggregation.kind=plain"]).mode == "plain/none"
+    unsafe = ["aggregation.kind=slots", "aggregation.unsafe=true"]
+    assert load(str(file), unsafe).mode == "slots/shared"
 
 
 def test_a_kind_is_not_set_on_a_value(refusal):
@@ -165,6 +180,8 @@ def test_names_of_hospitals_and_sites_are_unique_and_free(refusal, tmp_path):
     assert "two hospitals have the same name" in refusal(two + REST)
     split = HOSPITAL.format(name="north").replace("images = 40", "images = 40\nsites = 3")
     assert "another's site" in refusal(split + HOSPITAL.format(name="north-2") + REST)
+    holder = HOSPITAL.format(name="north") + HOSPITAL.format(name="north.holder")
+    assert "another as a key holder" in refusal(holder + REST)
     for taken in ("server", "decryptor"):
         assert "no names" in refusal(HOSPITAL.format(name=taken) + REST)
     file = tmp_path / "fine.toml"

@@ -165,6 +165,22 @@ def test_a_group_that_is_too_small_is_refused(world, tiny):
     assert agreed(world, tiny("privacy.colluders=2")).noise_plan.honest == {"all": 1}
 
 
+def test_colluders_that_could_open_by_themselves_are_refused_where_sites_hold_the_shares(
+    world, tiny
+):
+    """Seven sites, of whom five open: five colluders would meet no noise but a site's own."""
+    site = world.sites[0]
+    seven = [dataclasses.replace(site, name=f"site-{i}") for i in range(7)]
+    federation = dataclasses.replace(world.federation, sites=tuple(seven))
+    with pytest.raises(PrivacyError, match=r"hold 5 key shares .* lower it to 4, or .*decryptor"):
+        agreed(world, tiny("privacy.colluders=5"), federation)
+    assert agreed(world, tiny("privacy.colluders=4"), federation).noise_plan.honest == {"all": 3}
+    # With one honest share the plan counts on nobody else's noise anyway.
+    assert agreed(world, tiny("privacy.colluders=6"), federation).noise_plan.honest == {"all": 1}
+    apart = tiny("privacy.colluders=5", "aggregation.custody=decryptor")
+    assert agreed(world, apart, federation).noise_plan.honest == {"all": 2}
+
+
 def test_weights_are_lowered_to_the_floor_of_effective_contributors(world, tiny):
     names = [site.name for site in world.sites]
     uneven = dict(zip(names, (16, 1, 1), strict=True))

@@ -160,15 +160,18 @@ def privacy() -> dict[str, Any]:
 def aggregation() -> dict[str, Any]:
     return {
         "kind": "ckks",
-        "custody": "decryptor",
+        "custody": "threshold",
+        "holders": [f"{row[0]}.holder" for row in SITES],
+        "threshold": 6,
         "alpha": {row[0]: row[8] for row in SITES},
         "n_eff": {"adult": 4.122, "child": 3.0},
         "groups": {"adult": [r[0] for r in SITES[:5]], "child": [r[0] for r in SITES[5:]]},
-        "poly_modulus_degree": 4096,
-        "coeff_mod_bits": [44, 44],
-        "scale_bits": 0,
-        "security_bits_table": "128-bit table: limit 109, used 88",
-        "implementation": "TenSEAL 0.3.18 (SEAL 4.1.2)",
+        "preset": "mk18-39",
+        "poly_modulus_degree": 2048,
+        "coeff_mod_bits": [20, 19],
+        "scale": 64_000,
+        "security_bits_table": "128-bit table: limit 54, used 39",
+        "implementation": "protocols.multikey_ckks",
     }
 
 
@@ -221,6 +224,10 @@ def report_fields() -> dict[str, Any]:
         },
         "aggregation": aggregation(),
         "aggregate_sha256": [DIGEST] * 16,
+        "absent": [
+            {"round": 3, "party": SITES[1][0], "why": "its connection ended"},
+            {"round": 5, "party": f"{SITES[4][0]}.holder", "why": "it gave no answer"},
+        ],
         "privacy": privacy(),
         "clients": clients(),
         "central": {
@@ -314,11 +321,13 @@ def plain_report() -> Report:
     fields["clients"] = [{**client, **infinite} for client in fields["clients"]]
     fields["privacy"] |= infinite | quiet
     fields["aggregation"] = {"kind": "plain", "custody": "none", "groups": groups}
+    fields["aggregation"] |= {"holders": ["server"], "threshold": 1}
     fields["aggregation"] |= {"n_eff": {"all": 6.1}, "alpha": {row[0]: 1 for row in SITES}}
     empty: dict[str, Any] = {
         "curves": [],
         "losses": [],
         "proxy_samples": [],
+        "absent": [],
         "uncovered_releases": [],
     }
     return Report.model_validate({**fields, **empty, "seeded": True, "name": "smoke"})
@@ -384,7 +393,7 @@ def test_json_keeps_the_names_that_others_read() -> None:
     assert read["system"] == "natimg-fl"
     assert read["simulated"] is True
     assert read["aggregation"]["kind"] == "ckks"
-    assert read["aggregation"]["custody"] == "decryptor"
+    assert read["aggregation"]["custody"] == "threshold"
     assert read["aggregate_sha256"] == [DIGEST] * 16
     wanted = {"epsilon", "epsilon_isolated", "delta", "unit", "relation", "mechanism", "t", "d"}
     assert wanted <= read["privacy"].keys()

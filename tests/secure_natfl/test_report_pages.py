@@ -186,6 +186,9 @@ def test_summary_says_what_leaves_what_epsilon_is_and_what_is_simulated() -> Non
     assert "SIMULATED" in said
     assert "NOT PRIVATE" not in said
     assert "guangzhou-a, guangzhou-b, guangzhou-c know no patients" in said
+    assert "Who was left out of a round" in said
+    assert "3 its connection ended" in said
+    assert "opened, by enough of the key holders together" in said
     assert said.index("What is not protected") < said.index("Results per hospital", 2000)
 
 
@@ -197,6 +200,7 @@ def test_run_without_noise_or_with_a_seed_is_called_not_private() -> None:
     plain = Page(PAGES["plain"]).words()
     assert "NOT PRIVATE: no noise was added" in plain
     assert "the server sees every site's contribution" in plain
+    assert "No site and no key holder was left out of a round." in plain
     seeded = Page(report_html(SAMPLES["sample_report"](seeded=True))).words()
     assert "NOT PRIVATE: the randomness was seeded" in seeded
     assert "Does not hold in this run" in seeded
