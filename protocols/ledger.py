@@ -8,6 +8,8 @@ that a retry sends the same integers again and costs nothing.
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,23 @@ class ReleaseKey:
         return f"session {self.session}, round {self.round}"
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What one patient set has spent: in one session, or over all of them (`session` None)."""
+
+    patients: str
+    session: str | None
+    spent: Spent
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """A patient who was erased, and the releases made before, which nothing can call back."""
+
+    patient: str
+    releases: tuple[ReleaseKey, ...]
+
+
 class Ledger:
     """What one site has spent, and what it released.
 
@@ -63,9 +82,10 @@ class Ledger:
         self.budget_epsilon = None if budget_epsilon == math.inf else budget_epsilon
         self.delta = delta
         self._file = LedgerFile(path, {"site": site, "relation": relation})
+        self._open, self._begun = True, set[ReleaseKey]()
         try:
             self._check_owner({"site": site, "relation": relation})
-            self._events = [Event.from_line(line["event"]) for line in self._mine()]
+            self._events = _events(self._mine())
         except KeyError as error:
             self.close()
             raise self._refusal(
@@ -92,6 +112,12 @@ class Ledger:
                 "figures under different neighbouring relations do not add up",
                 "keep one relation, or start a ledger for the other one",
             )
+        if any(charged.unit != event.unit for charged in self._events):
+            raise self._refusal(
+                f"a charge for one {event.unit or 'patient'} on top of others",
+                "figures for different units do not add up",
+                "keep one unit, or start a ledger for the other one",
+            )
         if self.budget_epsilon is None:
             return
         after = compose([*self._events, *[event] * releases], self.delta)
@@ -117,6 +143,31 @@ class Ledger:
                 "start a new session for a changed plan",
             )
 
+    def begin(self, key: ReleaseKey, event: Event) -> None:
+        """Charge `key` for work that draws noise over time, which then is done once and stored.
+
+        A run that died before `store` may begin again under its charge: nothing had left the site,
+        and the noise drawn before died with the process. LedgerError once integers are stored for
+        `key`, or while this open ledger has let the same work begin.
+        """
+        if key in self._begun or self.stored(key) is not None:
+            raise self._refusal(
+                f"{key} begins a second time",
+                "begun on this open ledger" if key in self._begun else "its integers are stored",
+                "send what is stored; fresh noise for the same steps needs a round of its own",
+            )
+        self.charge(key, event)
+        self._begun.add(key)
+
+    def demand_open(self) -> None:
+        """LedgerError once closed: what began here may go on only while nobody else can begin."""
+        if not self._open:
+            raise self._refusal(
+                "noise for a closed ledger",
+                "another process may have begun the same work",
+                "keep the ledger open until what was begun is stored",
+            )
+
     def store(self, key: ReleaseKey, values: Integers) -> None:
         """Keep the integers that were drawn for `key`, durably, before they are encrypted.
 
@@ -135,6 +186,49 @@ class Ledger:
         """What this patient set has spent over all runs, at the ledger's δ."""
         return compose(self._events, self.delta)
 
+    def budgets(self) -> tuple[Budget, ...]:
+        """Per patient set, what each session spent and what all did together, in ledger order."""
+        found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+        for line in self._file.lines:
+            if "erased" not in line:
+                found[line["patients"]][line["session"]].append(line)
+        views = []
+        for patients, sessions in found.items():
+            for session, lines in sessions.items():
+                views.append(Budget(patients, session, compose(_events(lines), self.delta)))
+            everything = [line for lines in sessions.values() for line in lines]
+            views.append(Budget(patients, None, compose(_events(everything), self.delta)))
+        return tuple(views)
+
+    def erase(self, patient: str) -> None:
+        """Record, durably, that a patient of this set was erased; nothing twice.
+
+        patient: a keyed digest of 64 hexadecimal digits, never a name. The charges stand, stored
+        integers stay, and the patient set keeps its digest: the releases made are out, and what
+        remains of the set shares its patients with them. LedgerError for anything but a digest.
+        """
+        if not re.fullmatch("[0-9a-f]{64}", patient):
+            raise self._refusal(
+                "erasure of something that is no digest",
+                "a ledger holds no private data",
+                "give the patient's keyed digest, 64 hexadecimal digits",
+            )
+        key = ReleaseKey(f"erasure {patient}", 0)
+        if self._number(key) is None:
+            free = Event("erasure", self.relation, 0.0, 0.0, 0.0, 0.0, 0.0)
+            self._file.append(self._line(key, free) | {"erased": patient})
+
+    def erasures(self) -> tuple[Erasure, ...]:
+        """Who was erased from this patient set, each with what the erasure cannot undo."""
+        made: list[ReleaseKey] = []
+        found: list[Erasure] = []
+        for line in self._mine():
+            if "erased" in line:
+                found.append(Erasure(line["erased"], tuple(made)))
+            else:
+                made.append(ReleaseKey(line["session"], line["round"]))
+        return tuple(found)
+
     def lines(self) -> list[dict[str, Any]]:
         """All lines in order, of every patient set; no private data."""
         return deepcopy(self._file.lines)
@@ -148,12 +242,23 @@ class Ledger:
         """Hash of the whole chain; note it elsewhere, and a ledger that was cut back shows."""
         return self._file.head
 
+    @property
+    def genesis(self) -> str:
+        """The chain's hash before the first line; it names site and relation."""
+        return self._file.genesis
+
+    @property
+    def site(self) -> str:
+        """The owner's name."""
+        return str(self._file.about["site"])
+
     def verify(self) -> None:
         """Check pages, hash chain and stored integers on disk. LedgerError if anything changed."""
         self._file.verify()
 
     def close(self) -> None:
-        """Let other processes write."""
+        """Let other processes write, and stop what began here."""
+        self._open = False
         self._file.close()
 
     def __enter__(self) -> Ledger:
@@ -196,16 +301,13 @@ class Ledger:
                 )
 
     def _over_budget(self, event: Event, releases: int, after: Spent) -> LedgerError:
-        left = rho_from_epsilon(self.budget_epsilon or math.inf, self.delta) - self.spent().rho
         if after.epsilon == math.inf:
             fix = "choose a mechanism with noise, or a ledger without a budget"
         else:
             # Rounded up, so that the number in the message does work.
             fix = f"a budget of ε = {math.ceil(after.epsilon * 1000) / 1000:.3f}"
-        if left > 0 and event.rho < math.inf:
-            wider = math.ceil(100 * math.sqrt(releases * event.rho / left)) / 100
-            fits = math.floor(left / event.rho)
-            fix += f", {wider:.2f} times the noise, or {fits} such releases would fit"
+            fix += self._wider(event, releases)
+            fix += f", or {self._fitting(event, releases)} such releases would fit"
         return self._refusal(
             f"{releases} more release(s) would take ε from {self.spent().epsilon:.4g} to "
             f"{after.epsilon:.4g}, beyond the budget of {self.budget_epsilon:g}",
@@ -213,5 +315,29 @@ class Ledger:
             fix,
         )
 
+    def _wider(self, event: Event, releases: int) -> str:
+        """How much more noise would fit, where only ρ is in play."""
+        left = rho_from_epsilon(self.budget_epsilon or math.inf, self.delta) - self.spent().rho
+        if left <= 0 or any(charged.steps for charged in (*self._events, event)):
+            return ""
+        return (
+            f", {math.ceil(100 * math.sqrt(releases * event.rho / left)) / 100:.2f} times the noise"
+        )
+
+    def _fitting(self, event: Event, releases: int) -> int:
+        """How many such releases the budget still holds; fewer than `releases`."""
+        budget = self.budget_epsilon or math.inf
+        low, high = 0, releases
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = compose([*self._events, *[event] * middle], self.delta).epsilon <= budget
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
     def _refusal(self, what: str, why: str, fix: str) -> LedgerError:
         return LedgerError(what, where=str(self._file.path), why=why, fix=fix)
+
+
+def _events(lines: list[dict[str, Any]]) -> list[Event]:
+    """What `lines` charge; erasures cost nothing and are no releases."""
+    return [Event.from_line(line["event"]) for line in lines if "erased" not in line]

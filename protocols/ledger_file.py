@@ -89,7 +89,7 @@ class LedgerFile:
             self._db.execute("INSERT INTO about VALUES (1, ?)", (text,))
             self._db.execute("COMMIT")
         text = self._db.execute("SELECT line FROM about").fetchone()[0]
-        self._genesis = link(GENESIS, text.encode())
+        self.genesis = link(GENESIS, text.encode())
         stored = self._parsed(text)
         if stored.get("format") != _FORMAT:
             raise LedgerError(
@@ -101,7 +101,7 @@ class LedgerFile:
 
     def _read_lines(self) -> list[Line]:
         """All lines in order, with their chain recomputed."""
-        self.head = self._genesis
+        self.head = self.genesis
         lines: list[Line] = []
         rows = self._db.execute("SELECT number, name, line, hash FROM lines ORDER BY number")
         for number, name, text, stated in rows:
@@ -114,7 +114,7 @@ class LedgerFile:
 
     def chained(self) -> list[str]:
         """The chain's hash after each line; the last is `head`."""
-        hashes = [self._genesis]
+        hashes = [self.genesis]
         for line in self.lines:
             hashes.append(link(hashes[-1], canonical(line)))
         return hashes[1:]

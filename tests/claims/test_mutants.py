@@ -1,0 +1,358 @@
+"""Each defect beside the check that finds it, and each check on what is sound.
+
+A test of privacy that no defect turns red shows nothing. Here 42 named defects are put into
+mechanisms, plans, ledgers, descents and randomness, in this process only; what they are is in
+mutants/*_defects.py, how they are found in mutants/*_checks.py. Of them, audits by two worlds
+find 11 (400 to 2,000 trials a world); the rest fall to exact tests and tests of the noise's law,
+most of which no audit of any affordable length would replace.
+"""
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attacks.canaries import Group
+from protocols.dp_sgd import DpSgd
+from protocols.ledger import Ledger
+from protocols.mechanisms import ShardTeachers
+from protocols.noise_plan import NoisePlan
+from protocols.sampler import seeded_random
+
+
+def beside(folder: Path, *names: str) -> list[Any]:
+    """Modules that stand beside the tests, outside every package."""
+    sys.path.insert(0, str(folder))
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.path.remove(str(folder))
+
+
+checks, defects, descents, bent = beside(
+    Path(__file__).parent / "mutants",
+    "privacy_checks",
+    "privacy_defects",
+    "descent_checks",
+    "descent_defects",
+)
+
+
+def plan(sites="abcd", alphas=(1, 1, 1, 1), epsilon=8.5, **changes):
+    figures = {
+        "epsilon": epsilon,
+        "delta": 1e-5,
+        "rounds": 1,
+        "alphas": dict(zip(sites, alphas, strict=True)),
+        "groups": dict.fromkeys(sites, "g"),
+        "colluders": 1,
+        "dropouts": 0,
+        "shards": dict.fromkeys(sites, 5),
+        "clip_norm": 2.0,
+        "size": 8,
+        "bits": 24,
+    }
+    return NoisePlan.calibrate(**figures | changes)
+
+
+SOUND = plan("ab", (1, 1)).mechanisms["a"]
+WIDE = plan("ab", (1, 1), size=20_000).mechanisms["a"]
+
+
+def tight(mechanism):
+    """The same with a clamp that is reached: as many bits as two deviations need."""
+    limit = 2 * mechanism.sigma_share
+    return defects.become(type(mechanism), mechanism, bits=math.floor(math.log2(limit)) + 2)
+
+
+def alone(mechanism):
+    """The victim's own noise only: everybody else colludes."""
+    return Group(mechanisms={"a": mechanism}, victim="a")
+
+
+def weighted(change=None, sites="abcde", alphas=(6, 1, 1, 1, 1)):
+    made = plan(sites, alphas, dropouts=1)
+    mechanisms = change(made) if change else made.mechanisms
+    return Group(
+        mechanisms=mechanisms, victim="a", colluders=frozenset("b"), dropped=frozenset("c")
+    )
+
+
+def few(change=None):
+    made = plan(dropouts=2)
+    mechanisms = change(made) if change else made.mechanisms
+    return Group(
+        mechanisms=mechanisms, victim="a", colluders=frozenset("b"), dropped=frozenset("cd")
+    )
+
+
+def own(site, number):
+    return os.urandom
+
+
+def one_seed(site, number):
+    return seeded_random(b"federation")
+
+
+def one_seed_per_site(site, number):
+    return seeded_random(site.encode())
+
+
+def comb(alpha, sigma, weights):
+    return (
+        [sigma] * len(weights) if alpha else [],
+        weights,
+        8,
+        lambda: replace(SOUND, alpha=alpha, alpha_max=alpha, sigma_share=sigma, honest=4),
+    )
+
+
+def unvalidated_comb():
+    """The α ratio of a comb, in a mechanism that does not look at it."""
+    return [4.0] * 4, [19, 19, 19, 1], 8, lambda: None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A defect, the check that must find it, and the sound subject that the check must pass."""
+
+    name: str
+    check: Callable[..., bool]
+    sound: Callable[[], tuple[Any, ...]]
+    broken: Callable[[], tuple[Any, ...]]
+
+
+def mechanism_case(name, check, kind, *extra, base=SOUND):
+    """A defect of the mechanism's class."""
+    return Case(
+        name,
+        check,
+        lambda: (base, *extra),
+        lambda: (defects.become(kind, base), *extra),
+    )
+
+
+def audited(name, kind, *extra):
+    """A defect that the two-world audit of a release finds."""
+    return Case(
+        name,
+        checks.leaks,
+        lambda: (alone(SOUND), *extra),
+        lambda: (alone(defects.become(kind, SOUND)), *extra),
+    )
+
+
+def ledger_case(name, check, kind, *extra):
+    return Case(name, check, lambda: (Ledger, *extra), lambda: (kind, *extra))
+
+
+def descent_case(name, check, kind, *extra):
+    """A defect of DP-SGD: of its plan, or of the descent that it hands out."""
+    made = kind if issubclass(kind, DpSgd) else bent.bent(kind)
+    return Case(name, check, lambda: (DpSgd, *extra), lambda: (made, *extra))
+
+
+CASES = [
+    # Audits.
+    audited("half the noise", defects.Noise, 500),
+    audited("noise × 0.707", defects.Noise707, 2000),
+    audited("no clip", defects.NoClip, 500),
+    audited("clip of the sum", defects.ClipOfTheSum, 500),
+    audited("add/remove charged for replace", defects.AddOrRemove, 1000),
+    Case(
+        "four rounds played, one charged",
+        checks.leaks,
+        lambda: (alone(SOUND), 500, 4, 4),
+        lambda: (alone(SOUND), 500, 4, 1),
+    ),
+    Case(
+        "σ forgets the weights",
+        checks.leaks,
+        lambda: (weighted(), 800),
+        lambda: (weighted(defects.forgets_the_weights), 800),
+    ),
+    Case(
+        "colluders and dropouts counted as honest",
+        checks.leaks,
+        lambda: (few(), 500),
+        lambda: (few(defects.counts_all_shares), 500),
+    ),
+    # Sensitivity, exactly.
+    mechanism_case("no clip, exactly", checks.moves_too_far, defects.NoClip),
+    mechanism_case("clip per row", checks.moves_too_far, defects.ClipEachRow),
+    mechanism_case("clip before the grid", checks.moves_too_far, defects.ClipBeforeGrid),
+    mechanism_case("grid of the heads' mean", checks.moves_too_far, defects.GridOfTheMean),
+    mechanism_case("clip of the sum, exactly", checks.moves_too_far, defects.ClipOfTheSum),
+    mechanism_case("uncharged β", checks.moves_too_far, defects.FreeDenominators),
+    mechanism_case("add/remove, exactly", checks.moves_too_far, defects.AddOrRemove),
+    mechanism_case("NaN becomes a number", checks.takes_damage, defects.TakesNan),
+    Case(
+        "image instead of patient",
+        checks.touches_several_teachers,
+        lambda: (defects.by_patient,),
+        lambda: (defects.by_image,),
+    ),
+    # The law of the noise.
+    mechanism_case("noise × 0.95", checks.has_other_noise, defects.Noise95, os.urandom, base=WIDE),
+    mechanism_case(
+        "half the noise, exactly", checks.has_other_noise, defects.Noise, os.urandom, base=WIDE
+    ),
+    mechanism_case(
+        "no noise on the denominators",
+        checks.has_other_noise,
+        defects.NoNoiseOnDenominators,
+        os.urandom,
+        base=WIDE,
+    ),
+    mechanism_case(
+        "noise cut at two deviations",
+        checks.has_other_noise,
+        defects.TruncatedNoise,
+        os.urandom,
+        base=WIDE,
+    ),
+    mechanism_case(
+        "floats of a global generator",
+        checks.draws_elsewhere,
+        defects.ContinuousNoise,
+        os.urandom,
+        base=WIDE,
+    ),
+    Case(
+        "one generator for all clients",
+        checks.repeats_noise,
+        lambda: (WIDE, own),
+        lambda: (WIDE, one_seed),
+    ),
+    Case(
+        "one seed for all rounds",
+        checks.repeats_noise,
+        lambda: (WIDE, own),
+        lambda: (WIDE, one_seed_per_site),
+    ),
+    Case(
+        "weights far apart: a comb",
+        checks.is_a_comb,
+        lambda: comb(19, 4.0, [19, 19, 19, 1]),
+        unvalidated_comb,
+    ),
+    Case(
+        "clamp missing from δ",
+        checks.clamps_more_than_charged,
+        lambda: (tight(replace(WIDE, tail=2.0)), os.urandom),
+        lambda: (
+            tight(defects.become(defects.UnchargedClamp, replace(WIDE, tail=2.0))),
+            os.urandom,
+        ),
+    ),
+    # Spending.
+    Case(
+        "forgotten round",
+        checks.states_too_little,
+        lambda: (plan(rounds=3),),
+        lambda: (defects.forgotten_round(plan(rounds=3)),),
+    ),
+    ledger_case("refund on retry", checks.loses_charges, defects.Refunding, SOUND),
+    ledger_case("runs not added up", checks.loses_charges, defects.Forgetful, SOUND),
+    ledger_case("rounds not added up", checks.loses_charges, defects.ChargesOnce, SOUND),
+    ledger_case("no budget check", checks.overspends, defects.Unlimited, SOUND, os.urandom),
+    mechanism_case(
+        "fresh noise on retry", checks.varies_on_retry, defects.FreshOnRetry, os.urandom
+    ),
+    mechanism_case(
+        "noise before the charge", checks.draws_before_it_charges, defects.DrawsFirst, os.urandom
+    ),
+    # DP-SGD.
+    descent_case("dp-sgd: noise × 0.707", descents.has_other_noise, bent.Noise707),
+    descent_case("dp-sgd: no clip", descents.leaks, bent.Unclipped),
+    descent_case("dp-sgd: clip of the batch", descents.leaks, bent.ClippedBatch, 400, 4),
+    descent_case("dp-sgd: replace at add/remove", descents.leaks, bent.ReplaceCharged),
+    descent_case("dp-sgd: skipped empty batch", descents.has_other_noise, bent.SkipsEmpty),
+    descent_case("dp-sgd: shuffled batches", descents.samples_otherwise, bent.Shuffled),
+    descent_case("dp-sgd: steps not counted", descents.goes_on_unpaid, bent.Endless),
+    descent_case("dp-sgd: one seed for all steps", descents.repeats_noise, bent.OneSeed),
+    descent_case("dp-sgd: NaN in the sum", descents.shows_damage, bent.TakesNan),
+]
+
+RECORDER: dict[str, tuple[str, ...]] = {
+    "buggy mean (count and sum are not both private)": (
+        "uncharged β",
+        "no noise on the denominators",
+        "grid of the heads' mean",
+    ),
+    "sensitivity miscalibration": (
+        "no clip, exactly",
+        "clip per row",
+        "clip before the grid",
+        "clip of the sum, exactly",
+        "add/remove, exactly",
+        "σ forgets the weights",
+        "dp-sgd: clip of the batch",
+    ),
+    "noise miscalibration": (
+        "half the noise",
+        "noise × 0.707",
+        "noise × 0.95",
+        "noise cut at two deviations",
+        "colluders and dropouts counted as honest",
+        "dp-sgd: noise × 0.707",
+    ),
+    "double spending": (
+        "four rounds played, one charged",
+        "forgotten round",
+        "runs not added up",
+        "rounds not added up",
+        "fresh noise on retry",
+        "refund on retry",
+        "dp-sgd: steps not counted",
+    ),
+    "NaN injection": ("NaN becomes a number", "dp-sgd: NaN in the sum"),
+    "data-dependent control flow": ("dp-sgd: skipped empty batch", "image instead of patient"),
+    # Classes, rows and layout are in the signed plan, and no bound is read off the data: there is
+    # no mechanism that could infer a domain. tests/protocols/test_record_play.py compares lengths
+    # and headers on neighbours instead.
+    "domain inference": (),
+}
+"""Kinds of violation that Cebere et al. 2026 (arXiv 2602.17454) test for → defects of that kind."""
+
+
+def call(case, subject, folder):
+    extra = (folder,) if case.check is checks.loses_charges else ()
+    return case.check(*subject(), *extra)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_defect_is_flagged(case, tmp_path):
+    assert call(case, case.broken, tmp_path)
+
+
+SOUND_CASES = list({(case.check, repr(case.sound())): case for case in CASES}.values())
+"""One per check and subject: many defects share the sound subject that they spoil."""
+
+
+@pytest.mark.parametrize("case", SOUND_CASES, ids=lambda case: case.name)
+def test_what_is_sound_is_not_flagged(case, tmp_path):
+    assert not call(case, case.sound, tmp_path)
+
+
+def test_the_defects_have_names_of_their_own():
+    assert len({case.name for case in CASES}) == len(CASES) == 42
+
+
+def test_every_kind_of_recorded_violation_has_its_defects():
+    named = {name for names in RECORDER.values() for name in names}
+    assert named <= {case.name for case in CASES}
+    assert [kind for kind, names in RECORDER.items() if not names] == ["domain inference"]
+
+
+def test_mutants_keep_the_figures_that_they_do_not_change():
+    made = defects.become(defects.Noise, SOUND)
+    assert isinstance(made, ShardTeachers)
+    assert made.event() == SOUND.event()
+    assert made.sensitivity == SOUND.sensitivity
