@@ -19,6 +19,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 nightly: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m pytest -m nightly
 
 lint: $(READY)
