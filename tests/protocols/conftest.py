@@ -25,6 +25,8 @@ from protocols.secagg import Decryptor, Plain, Threshold, draft
 from protocols.share_holder import ShareHolder
 from protocols.transcript import Transcript
 from protocols.transport import Beside, HolderProcess, Wire
+from tests.protocols.shared_rounds import plan_of as plan_of
+from tests.protocols.shared_rounds import topology as topology
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 
@@ -123,8 +125,8 @@ class World:
         enrolment = self.enrolment(process.verify_key)
         process.enrol(enrolment)
         self.wire.connect(DECRYPTOR, process)
-        topology = Decryptor(self.server(enrolment), self.clients(enrolment), self.wire)
-        return topology, enrolment
+        made = Decryptor(self.server(enrolment), self.clients(enrolment), self.wire)
+        return made, enrolment
 
     def plain(self) -> tuple[Plain, Enrolment]:
         enrolment = self.enrolment(
