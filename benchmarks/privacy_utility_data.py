@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from protocols.chain import digest
 from secure_natfl.data.arrays import to_float
 from secure_natfl.data.npz import PackSource
 from secure_natfl.data.records import Records, Unit
@@ -26,6 +29,8 @@ from secure_natfl.training import Naturals, features_of
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Settings = dict[str, Any]
+"""A method's hyper-parameters by name."""
 
 FOLDS = 5
 _MOST_IMAGES = 4
@@ -35,7 +40,7 @@ _BIAS = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """A site's training units. `features` [I, d], `labels` [I] in {0, 1}, `unit` [I] below `units`.
+    """A site's training units. `features` [I, d], `labels` [I] in {0, 1}, `unit` [I], in order.
 
     A unit is a patient with at most four images, or an image where no patients are known.
     """
@@ -45,7 +50,7 @@ class Cohort:
     unit: Integers
     units: int
 
-    @property
+    @cached_property
     def means(self) -> Floats:
         """[units, I]: row u averages over the images of unit u."""
         members = (self.unit == np.arange(self.units)[:, None]).astype(np.float64)
@@ -69,6 +74,16 @@ class Hospital:
     features: Floats
     sites: int
 
+    @cached_property
+    def truth(self) -> NDArray[np.bool_]:
+        """Whether each image shows pneumonia."""
+        return np.asarray(self.records.labels == 1)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of features and labels: which data a figure belongs to."""
+        return digest(self.features.tobytes() + self.records.labels.tobytes())
+
     def folds(self, seed: int) -> tuple[Fold, ...]:
         """Five patient-disjoint folds, and in each the preset's number of simulated sites."""
         found = []
@@ -87,10 +102,9 @@ class Hospital:
         for u in range(part.patient_count):
             members = np.flatnonzero(unit == u)
             rank[members] = np.arange(len(members))
-        kept = rank < _MOST_IMAGES
-        return Cohort(
-            self.features[rows[kept]], part.labels[kept], unit[kept], part.patient_count
-        )
+        kept = np.argsort(unit, kind="stable")
+        kept = kept[rank[kept] < _MOST_IMAGES]
+        return Cohort(self.features[rows[kept]], part.labels[kept], unit[kept], part.patient_count)
 
 
 @dataclass(frozen=True, eq=False)

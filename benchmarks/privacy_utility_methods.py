@@ -7,20 +7,16 @@ Every method gets the same frozen features, sites and ε, and gives weights [d];
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import expit
 
-from benchmarks.privacy_utility_data import Cohort, Floats, Fold, Public
-from benchmarks.privacy_utility_steps import DELTA, Noise, descent_noise
+from benchmarks.privacy_utility_data import Cohort, Floats, Fold, Integers, Public, Settings
+from benchmarks.privacy_utility_opacus import fedavg_opacus
+from benchmarks.privacy_utility_steps import Noise, descent_noise
 
-Settings = dict[str, Any]
 Method = Callable[[Fold, Public, float, Settings, Noise, int], Floats]
 """(fold, public, ε, settings, noise, seed) → weights [d]."""
 
@@ -130,8 +126,11 @@ def fedaux_dp(
         own, means = _unit_norm(cohort.features), cohort.means
         weights = means.sum(0) / cohort.units
         head = _logistic(own, cohort.labels.astype(float), weights, settings["decay"])
-        head += rng.standard_normal(len(head)) * z / math.sqrt(1 - share) / (
-            cohort.units * settings["decay"]
+        head += (
+            rng.standard_normal(len(head))
+            * z
+            / math.sqrt(1 - share)
+            / (cohort.units * settings["decay"])
         )
         score = _logistic(
             np.vstack([own, others]),
@@ -139,8 +138,11 @@ def fedaux_dp(
             np.r_[weights, np.full(len(others), 1 / len(others))],
             settings["score_decay"],
         )
-        score += rng.standard_normal(len(score)) * z / math.sqrt(share) / (
-            cohort.units * settings["score_decay"]
+        score += (
+            rng.standard_normal(len(score))
+            * z
+            / math.sqrt(share)
+            / (cohort.units * settings["score_decay"])
         )
         sure = expit(asked @ score) + 1e-6
         answers += sure * expit(asked @ head)
@@ -148,23 +150,6 @@ def fedaux_dp(
     soft = answers / certainty
     each = np.full(len(asked), 1 / len(asked))
     return _logistic(asked, soft, each, settings["student_decay"])
-
-
-def fedavg_opacus(
-    fold: Fold, public: Public, epsilon: float, settings: Settings, noise: Noise, seed: int
-) -> Floats:
-    """Rival: the same FedAvg by Opacus: PrivacyEngine, its Poisson loader, its PRV accountant.
-
-    A patient's images stand side by side in one sample, so that a sample is a unit.
-    """
-    del noise
-    sites = [_OpacusSite(cohort, epsilon, settings, seed + i) for i, cohort in enumerate(fold.sites)]
-    shares = [cohort.units for cohort in fold.sites]
-    weight = np.zeros(public.features.shape[1])
-    for _ in range(settings["rounds"]):
-        heads = [site.train(weight) for site in sites]
-        weight = np.average(heads, axis=0, weights=shares)
-    return weight
 
 
 METHODS: dict[str, Method] = {
@@ -189,10 +174,14 @@ def _descend(
     inputs, means = cohort.features @ turn, cohort.means
     alone = cohort.units == len(inputs)
     weight, kept = start.copy(), []
+
+    def gradients(units: Integers) -> Floats:
+        rows = units if alone else slice(None)
+        each = (expit(inputs[rows] @ weight) - cohort.labels[rows])[:, None] * inputs[rows]
+        return np.asarray(each if alone else means[units] @ each)
+
     for _ in range(steps):
-        gradients = (expit(inputs @ weight) - cohort.labels)[:, None] * inputs
-        noisy = step(gradients[np.argsort(cohort.unit)] if alone else means @ gradients)
-        weight = weight - settings["learning_rate"] / settings["clip"] * noisy
+        weight = weight - settings["learning_rate"] / settings["clip"] * step(gradients)
         kept.append(weight)
     return np.asarray(np.mean(kept[len(kept) // 2 :], axis=0) if settings["average"] else weight)
 
@@ -220,7 +209,7 @@ def _student(inputs: Floats, answers: Floats, shrinkage: float) -> Floats:
 
 
 def _unit_norm(features: Floats) -> Floats:
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
 
 
 def _logistic(inputs: Floats, targets: Floats, weights: Floats, decay: float) -> Floats:
@@ -234,84 +223,3 @@ def _logistic(inputs: Floats, targets: Floats, weights: Floats, decay: float) ->
         curve = inputs.T @ ((weights * p * (1 - p))[:, None] * inputs)
         found -= np.linalg.solve(curve + decay * np.eye(len(found)), slope)
     return found
-
-
-@lru_cache(maxsize=64)
-def _opacus_noise(epsilon: float, rate: float, steps: int) -> float:
-    from opacus.accountants.utils import get_noise_multiplier
-
-    if epsilon == math.inf:
-        return 0.0
-    return float(
-        get_noise_multiplier(
-            target_epsilon=epsilon,
-            target_delta=DELTA,
-            sample_rate=rate,
-            steps=steps,
-            accountant="prv",
-            epsilon_tolerance=0.01 * epsilon,
-        )
-    )
-
-
-class _OpacusSite:
-    """One site's head, optimiser and loader under a PrivacyEngine, kept over all rounds."""
-
-    def __init__(self, cohort: Cohort, epsilon: float, settings: Settings, seed: int) -> None:
-        from opacus import PrivacyEngine
-
-        width = int(np.bincount(cohort.unit).max())
-        shape = (cohort.units, width)
-        self._inputs = torch.zeros(*shape, cohort.features.shape[1])
-        self._labels, self._share = torch.zeros(shape), torch.zeros(shape)
-        place = np.zeros(cohort.units, np.int64)
-        for row, unit in enumerate(cohort.unit):
-            at = (int(unit), int(place[unit]))
-            self._inputs[at] = torch.from_numpy(cohort.features[row])
-            self._labels[at], self._share[at] = float(cohort.labels[row]), 1.0
-            place[unit] += 1
-        self._share /= self._share.sum(1, keepdim=True)
-        self._steps, self._average = settings["steps"] // settings["rounds"], settings["average"]
-        head = torch.nn.Linear(cohort.features.shape[1], 1, bias=False)
-        loader = torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(torch.arange(cohort.units)),
-            batch_size=math.ceil(cohort.units * settings["rate"]),
-            generator=torch.Generator().manual_seed(seed),
-        )
-        rate = settings["learning_rate"] / settings["clip"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._head, self._optimiser, self._loader = PrivacyEngine(
-                accountant="prv"
-            ).make_private(
-                module=head,
-                optimizer=torch.optim.SGD(head.parameters(), lr=rate),
-                data_loader=loader,
-                noise_multiplier=_opacus_noise(epsilon, 1 / len(loader), settings["steps"]),
-                max_grad_norm=settings["clip"],
-                noise_generator=torch.Generator().manual_seed(seed),
-            )
-
-    def train(self, start: Floats) -> Floats:
-        """One round from `start` [d]; the mean of the last half if asked."""
-        parameter = next(self._head.parameters())
-        with torch.no_grad():
-            parameter.copy_(torch.from_numpy(start))
-        kept: list[Floats] = []
-        while len(kept) < self._steps:
-            for (rows,) in self._loader:
-                if len(kept) == self._steps:
-                    break
-                self._step(rows.long())
-                kept.append(parameter.detach().double().numpy().ravel().copy())
-        return np.asarray(np.mean(kept[len(kept) // 2 :], 0) if self._average else kept[-1])
-
-    def _step(self, rows: torch.Tensor) -> None:
-        self._optimiser.zero_grad()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            each = torch.nn.functional.binary_cross_entropy_with_logits(
-                self._head(self._inputs[rows]).squeeze(-1), self._labels[rows], reduction="none"
-            )
-            (each * self._share[rows]).sum(1).sum().div(max(len(rows), 1)).backward()
-        self._optimiser.step()

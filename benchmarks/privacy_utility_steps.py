@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.privacy_utility_data import Cohort, Floats
+from benchmarks.privacy_utility_data import Cohort, Floats, Integers
 from protocols.accounting import ADD_OR_REMOVE_ONE, REPLACE_ONE
 from protocols.chain import digest
 from protocols.dp_sgd import DpSgd
@@ -29,8 +29,10 @@ from protocols.quantize import Layout, Segment
 
 DELTA = 1e-5
 COLLUDERS = 1
-NoisySum = Callable[[Floats], Floats]
-"""Unit gradients [units, d] of one step to their noisy mean [d]."""
+Gradients = Callable[[Integers], Floats]
+"""Indices of sampled units [b] to their gradients [b, d]."""
+NoisyMean = Callable[[Gradients], Floats]
+"""One step: the noisy mean gradient [d] of a Poisson sample."""
 
 
 @lru_cache(maxsize=256)
@@ -48,6 +50,13 @@ def descent_noise(epsilon: float, rate: float, steps: int) -> float:
         size=1,
         expected=100.0,
     ).noise_multiplier
+
+
+def _quick_noise(epsilon: float, rate: float, steps: int) -> float:
+    """The same, by the square root of steps where all units are in every step."""
+    if rate < 1:
+        return descent_noise(epsilon, rate, steps)
+    return math.sqrt(steps) * descent_noise(epsilon, 1.0, 1)
 
 
 @lru_cache(maxsize=64)
@@ -75,7 +84,7 @@ class Noise(Protocol):
 
     def descent(
         self, site: int, cohort: Cohort, rate: float, steps: int, rounds: int, clip: float
-    ) -> NoisySum:
+    ) -> NoisyMean:
         """A charge of `steps` steps at one site, one of `rounds` equal ones."""
 
     def released(self, teachers: Sequence[Floats]) -> tuple[Floats, float]:
@@ -90,17 +99,17 @@ class Fast:
 
     def descent(
         self, site: int, cohort: Cohort, rate: float, steps: int, rounds: int, clip: float
-    ) -> NoisySum:
+    ) -> NoisyMean:
         """See Noise."""
         del site
-        deviation = clip * descent_noise(self.epsilon, rate, rounds * steps)
+        deviation = clip * _quick_noise(self.epsilon, rate, rounds * steps)
 
-        def step(gradients: Floats) -> Floats:
-            drawn = self._rng.random(len(gradients)) < rate
-            norms = np.linalg.norm(gradients, axis=1)
-            scale = drawn * np.minimum(1, clip / np.maximum(norms, 1e-12))
-            noise = deviation * self._rng.standard_normal(gradients.shape[1])
-            return np.asarray((scale @ gradients + noise) / (rate * cohort.units))
+        def step(gradients: Gradients) -> Floats:
+            found = gradients(np.flatnonzero(self._rng.random(cohort.units) < rate))
+            norms = np.sqrt(np.einsum("ud,ud->u", found, found))
+            noise = deviation * self._rng.standard_normal(found.shape[1])
+            clipped = np.minimum(1, clip / np.maximum(norms, 1e-12)) @ found
+            return np.asarray((clipped + noise) / (rate * cohort.units))
 
         return step
 
@@ -143,7 +152,7 @@ class Real:
 
     def descent(
         self, site: int, cohort: Cohort, rate: float, steps: int, rounds: int, clip: float
-    ) -> NoisySum:
+    ) -> NoisyMean:
         """See Noise."""
         if self.epsilon == math.inf:
             return Fast(math.inf, int(self._rng.integers(2**62))).descent(
@@ -163,8 +172,8 @@ class Real:
             self._ledger(site, ADD_OR_REMOVE_ONE), ReleaseKey("study", number), self._rng.bytes
         )
 
-        def step(gradients: Floats) -> Floats:
-            return descent.step(gradients[descent.sample(len(gradients))])
+        def step(gradients: Gradients) -> Floats:
+            return descent.step(gradients(descent.sample(cohort.units)))
 
         return step
 
@@ -173,7 +182,7 @@ class Real:
         shards, size = tuple(len(t) for t in teachers), teachers[0].shape[1]
         layout = Layout((Segment("numerators", size, 1),))
         names = [f"site-{i}" for i in range(len(shards))]
-        mechanisms: dict[str, ShardTeachers] | dict[str, NoNoise]
+        mechanisms: Mapping[str, ShardTeachers] | Mapping[str, NoNoise]
         if self.epsilon == math.inf:
             mechanisms = NoNoise.for_sites(
                 shards=dict(zip(names, shards, strict=True)), clip_norm=1.0, size=size
@@ -183,7 +192,7 @@ class Real:
             plan = shard_plan(self.epsilon, shards, size)
             mechanisms, deviation = plan.mechanisms, _sum_deviation(plan)
         total = np.zeros(size, np.int64)
-        for i, (name, mechanism) in enumerate(mechanisms.items()):
+        for i, mechanism in enumerate(mechanisms.values()):
             bounded = mechanism.bound(teachers[i], layout)
             key = ReleaseKey("study", 0)
             ledger = self._ledger(i, REPLACE_ONE)
