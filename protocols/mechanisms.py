@@ -1,4 +1,4 @@
-"""The mechanisms that act on a clipped sum of teachers, with noise and without.
+"""The mechanisms with noise at release, and without noise: both act on a clipped sum of teachers.
 
 Everything a site needs for a release is exported from here; `protocols.noise_plan` makes the
 mechanisms of all sites of a plan.
@@ -22,12 +22,23 @@ from protocols.release import (
     Bounded,
     ClippedSum,
     Mechanism,
+    Paid,
     Released,
+    TrainedOutput,
     largest_integer,
 )
 from protocols.sampler import DISTANCE, discrete_gaussian
 
-__all__ = ["Bounded", "Mechanism", "NoNoise", "ReleaseKey", "Released", "ShardTeachers"]
+__all__ = [
+    "Bounded",
+    "Mechanism",
+    "NoNoise",
+    "Paid",
+    "ReleaseKey",
+    "Released",
+    "ShardTeachers",
+    "TrainedOutput",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

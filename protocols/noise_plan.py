@@ -13,35 +13,26 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocols.accounting import (
-    REPLACE_ONE,
-    Spent,
-    check_target,
-    compose,
-    rho_from_epsilon,
-)
+from protocols.accounting import REPLACE_ONE, check_target, rho_from_epsilon
 from protocols.errors import PrivacyError
 from protocols.mechanisms import ShardTeachers
+from protocols.plan import Plan
 from protocols.release import RELEASED_BITS, largest_integer
 
 
 @dataclass(frozen=True)
-class NoisePlan:
-    """Noise, weights and guarantees of all sites over all rounds; part of the signed round plan.
+class NoisePlan(Plan):
+    """Noise, weights and guarantees of all sites over all rounds, with noise at release.
 
-    mechanisms: site → its mechanism. groups: site → the group whose aggregate it enters. rounds:
-    releases per site. colluders: clients per group (t) that may pool what they know, or add no
-    noise. dropouts: clients per group and round (d) that may fail. z: noise multiplier of the
-    client with the largest weight. delta: the target δ.
+    Fields as of every plan, and: colluders: clients per group (t) that may pool what they know, or
+    add no noise. dropouts: clients per group and round (d) that may fail. z: noise multiplier of
+    the client with the largest weight.
     """
 
-    mechanisms: dict[str, ShardTeachers]
-    groups: dict[str, str]
-    rounds: int
+    mechanisms: Mapping[str, ShardTeachers]
     colluders: int
     dropouts: int
     z: float
-    delta: float
 
     @classmethod
     def calibrate(
@@ -92,38 +83,14 @@ class NoisePlan:
             )
             for site, group in groups.items()
         }
-        plan = cls(mechanisms, dict(groups), rounds, colluders, dropouts, z, delta)
+        plan = cls(mechanisms, dict(groups), rounds, delta, colluders, dropouts, z)
         plan._check_slack()
         return plan
-
-    def spending(self, site: str) -> Spent:
-        """What all rounds cost one patient of `site`, at this site's actual weight."""
-        return compose([self.mechanisms[site].event()] * self.rounds, self.delta)
 
     @property
     def relation(self) -> str:
         """The neighbouring relation of every figure."""
         return REPLACE_ONE
-
-    @property
-    def client_epsilons(self) -> dict[str, float]:
-        """ε per site over all rounds, each at its own weight."""
-        return {site: self.spending(site).epsilon for site in self.mechanisms}
-
-    @property
-    def epsilon(self) -> float:
-        """ε of the worst client over all rounds, with t colluders and d dropouts."""
-        return max(self.client_epsilons.values())
-
-    @property
-    def epsilon_isolated(self) -> float:
-        """ε of the worst client if nobody else's noise remains: all others collude."""
-        return max(self.spending(site).epsilon_isolated for site in self.mechanisms)
-
-    @property
-    def delta_total(self) -> float:
-        """δ with the price of closeness, clamping and sampling, worst client, all rounds."""
-        return max(self.spending(site).delta_total for site in self.mechanisms)
 
     @property
     def honest(self) -> dict[str, int]:

@@ -1,8 +1,11 @@
 """The only way from private numbers to something that may be encrypted and sent.
 
-`bound` turns the teachers' outputs into a `Bounded`, `release` turns that into a `Released`, and
-`encrypt` takes nothing else. Both types refuse to be made anywhere but here. The order is fixed:
-quantise every teacher → clip it in integers by one joint L2 norm → sum → noise share → clamp.
+`encrypt` takes a `Released` and nothing else, and two families of mechanisms make one. Noise at
+release (`ClippedSum`): `bound` turns the teachers' outputs into a `Bounded`, `release` turns that
+into a `Released`; the order is fixed: quantise every teacher → clip it in integers by one joint L2
+norm → sum → noise share → clamp. Noise in training (`TrainedOutput`): `begin` charges and hands out
+a `Paid`, whose descent trains a model; only when all its steps are done does `release` take what
+the model says. `Bounded`, `Paid` and `Released` refuse to be made anywhere but here.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ from abc import ABC, abstractmethod
 from dataclasses import InitVar, dataclass
 from typing import Final, Protocol
 
+import numpy as np
+
 from protocols.accounting import Event
 from protocols.chain import RandomBytes
+from protocols.dp_sgd import Descent, DpSgd
 from protocols.errors import LedgerError, PrivacyError
 from protocols.ledger import Ledger, ReleaseKey
 from protocols.quantize import Floats, Grid, Integers, Layout, clip_rows
@@ -66,8 +72,23 @@ class Released:
         self.values.flags.writeable = False
 
 
+@dataclass(frozen=True, eq=False)
+class Paid:
+    """A training that `key` was charged for. Only a mechanism's `begin` makes one.
+
+    Its `descent` gives the noisy gradients, for as many steps as were paid for.
+    """
+
+    descent: Descent
+    key: ReleaseKey
+    seal: InitVar[object] = None
+
+    def __post_init__(self, seal: object) -> None:
+        _check_seal(seal, "Paid", "begin")
+
+
 class Mechanism(Protocol):
-    """What a site runs between its models and the encryption, once per round."""
+    """What a site runs between its models and the encryption, once per round; of two families."""
 
     @property
     def name(self) -> str:
@@ -81,13 +102,8 @@ class Mechanism(Protocol):
     def limit(self) -> int:
         """Largest absolute value of a released integer."""
 
-    def bound(self, teachers: Floats, layout: Layout) -> Bounded:
-        """First step, at the site: teachers [M, size] in real units to one clipped sum."""
-
-    def release(
-        self, bounded: Bounded, ledger: Ledger, key: ReleaseKey, random: RandomBytes
-    ) -> Released:
-        """Second step, at the site: charge, draw noise from `random`, store, hand out."""
+    def again(self, ledger: Ledger, key: ReleaseKey, layout: Layout) -> Released | None:
+        """On a retry: what was released for `key` before, at no cost; None if nothing was."""
 
     def event(self) -> Event:
         """The cost of one release."""
@@ -97,7 +113,75 @@ class Mechanism(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedSum(ABC):
+class _Outputs(ABC):
+    """What both families share: integers of one width, stored once, and sent again on a retry.
+
+    size: released integers. bits: width of a released integer, sign included.
+    """
+
+    size: int
+    bits: int = RELEASED_BITS
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name in configurations and ledger lines."""
+
+    @property
+    @abstractmethod
+    def step(self) -> float:
+        """Real units per grid step."""
+
+    @property
+    def grid(self) -> Grid:
+        """The common fixed-point grid."""
+        return Grid(self.step)
+
+    @property
+    def limit(self) -> int:
+        """Largest absolute value of a released integer: 2^(bits-1) - 1."""
+        return largest_integer(self.bits)
+
+    def again(self, ledger: Ledger, key: ReleaseKey, layout: Layout) -> Released | None:
+        """What was released for `key` before; None if nothing was.
+
+        Nothing is charged, trained or drawn. LedgerError where another layout was stored.
+        """
+        values = ledger.stored(key)
+        if values is None:
+            return None
+        if values.size != layout.size:
+            raise LedgerError(
+                f"{values.size} integers are stored, the layout has {layout.size}",
+                where=f"session {key.session}, round {key.round}",
+                fix="start a new session for a changed plan",
+            )
+        return Released(values, layout, key, _SEAL)
+
+    @abstractmethod
+    def total(self, outputs: Floats) -> Integers:
+        """Outputs [M, size] in real units to the integers [size] of their sum, without noise."""
+
+    @abstractmethod
+    def event(self) -> Event:
+        """The cost of one release."""
+
+    @abstractmethod
+    def statement(self) -> str:
+        """One sentence for people: what is guaranteed, to whom, by what."""
+
+    def _check_planned(self, outputs: Floats, count: int, layout: Layout) -> None:
+        expected = (count, self.size)
+        if outputs.shape != expected or layout.size != self.size:
+            raise PrivacyError(
+                f"outputs of shape {outputs.shape} on a layout of {layout.size} values",
+                why=f"the mechanism was planned for {expected}",
+                fix="pass one row per teacher, laid out as in the signed plan",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedSum(_Outputs):
     """The sum of teachers, each quantised and clipped to one joint norm; noise is a subclass's.
 
     shards: number of teachers M of this site. clip_norm: joint L2 clip, in real units. clip_int:
@@ -108,8 +192,6 @@ class ClippedSum(ABC):
     shards: int
     clip_norm: float
     clip_int: int
-    size: int
-    bits: int = RELEASED_BITS
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_norm < math.inf:
@@ -127,24 +209,9 @@ class ClippedSum(ABC):
             )
 
     @property
-    @abstractmethod
-    def name(self) -> str:
-        """The name in configurations and ledger lines."""
-
-    @property
     def step(self) -> float:
         """Real units per grid step."""
         return self.clip_norm / self.clip_int
-
-    @property
-    def grid(self) -> Grid:
-        """The common fixed-point grid."""
-        return Grid(self.step)
-
-    @property
-    def limit(self) -> int:
-        """Largest absolute value of a released integer: 2^(bits-1) - 1."""
-        return largest_integer(self.bits)
 
     @property
     def signal_bound(self) -> int:
@@ -161,22 +228,19 @@ class ClippedSum(ABC):
         """The absolute value, in grid steps, that the planned headroom covers."""
         return float(self.signal_bound)
 
+    def total(self, outputs: Floats) -> Integers:
+        """Quantise and clip each teacher's whole output [M, size], then add them up: [size]."""
+        total: Integers = clip_rows(self.grid.quantise(outputs), self.clip_int).sum(axis=0)
+        return total
+
     def bound(self, teachers: Floats, layout: Layout) -> Bounded:
-        """Quantise and clip each teacher's whole output, then add them up.
+        """First step, at the site: the teachers' outputs to one clipped sum.
 
         teachers: [M, size] in real units, in the order of `layout`; row i is the output of the
         teacher on shard i. Raises PrivacyError on NaN, infinity, or another shape.
         """
-        expected = (self.shards, self.size)
-        if teachers.shape != expected or layout.size != self.size:
-            raise PrivacyError(
-                f"teachers of shape {teachers.shape} on a layout of {layout.size} values",
-                why=f"the mechanism was planned for {expected}",
-                fix="pass one row per shard, laid out as in the signed plan",
-            )
-        clipped = clip_rows(self.grid.quantise(teachers), self.clip_int)
-        total: Integers = clipped.sum(axis=0)
-        return Bounded(total, layout, self.sensitivity, self.signal_bound, _SEAL)
+        self._check_planned(teachers, self.shards, layout)
+        return Bounded(self.total(teachers), layout, self.sensitivity, self.signal_bound, _SEAL)
 
     def release(
         self, bounded: Bounded, ledger: Ledger, key: ReleaseKey, random: RandomBytes
@@ -192,30 +256,99 @@ class ClippedSum(ABC):
                 f"{self.sensitivity}",
                 fix="release with the mechanism that bounded the sum",
             )
-        values = ledger.stored(key)
-        if values is None:
-            ledger.charge(key, self.event())
-            values = self._noised(bounded.values, random)
-            ledger.store(key, values)
-        if values.size != bounded.layout.size:
-            raise LedgerError(
-                f"{values.size} integers are stored, the layout has {bounded.layout.size}",
-                where=f"session {key.session}, round {key.round}",
-                fix="start a new session for a changed plan",
-            )
+        before = self.again(ledger, key, bounded.layout)
+        if before is not None:
+            return before
+        ledger.charge(key, self.event())
+        values = self._noised(bounded.values, random)
+        ledger.store(key, values)
         return Released(values, bounded.layout, key, _SEAL)
 
     @abstractmethod
     def _noised(self, values: Integers, random: RandomBytes) -> Integers:
         """The integers [size] that leave the site."""
 
-    @abstractmethod
-    def event(self) -> Event:
-        """The cost of one release."""
 
-    @abstractmethod
+@dataclass(frozen=True, kw_only=True)
+class TrainedOutput(_Outputs):
+    """What one model says that was trained under noise: the output itself needs none.
+
+    training: the mechanism that is charged, once per round. span: largest absolute value that is
+    sent, in real units; it keeps integers in range, and protects nobody. size, bits: as of all.
+    The guarantee holds against everybody but the site, for no other site's noise is counted on.
+    """
+
+    training: DpSgd
+    span: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.span < math.inf or self.size < 1 or not 2 <= self.bits <= 53:
+            raise PrivacyError(
+                f"{self.size} values up to {self.span:g} in {self.bits} bits",
+                fix="at least one value, a finite span above 0, and 2 to 53 bits",
+            )
+
+    @property
+    def name(self) -> str:
+        """That of the training."""
+        return self.training.name
+
+    @property
+    def shards(self) -> int:
+        """One model speaks."""
+        return 1
+
+    @property
+    def step(self) -> float:
+        """Real units per grid step."""
+        return self.span / self.limit
+
+    def total(self, outputs: Floats) -> Integers:
+        """The model's output [1, size], quantised, each value brought within the span: [size].
+
+        What is not a number counts as 0: to stop here instead would tell of what was learned.
+        """
+        whole = np.nan_to_num(outputs[0], nan=0.0, posinf=self.span, neginf=-self.span)
+        values: Integers = self.grid.quantise(np.clip(whole, -self.span, self.span))
+        return values
+
+    def begin(self, ledger: Ledger, key: ReleaseKey, random: RandomBytes) -> Paid:
+        """First step, at the site: charge `key` durably, then hand out the noisy steps.
+
+        After a crash a training begins anew under the same charge (see `DpSgd.begin`, and what it
+        raises); once integers are stored for `key`, `again` hands them out and none begins.
+        """
+        return Paid(self.training.begin(ledger, key, random), key, _SEAL)
+
+    def release(self, outputs: Floats, layout: Layout, paid: Paid) -> Released:
+        """Second step, at the site: store what the trained model says, and hand it out.
+
+        outputs: [1, size] in real units, computed from the model that `paid` trained and from
+        public figures alone. PrivacyError while steps are left, for another mechanism's training,
+        for another shape; LedgerError for a second release.
+        """
+        self._check_planned(outputs, 1, layout)
+        descent = paid.descent
+        if descent.plan != self.training or descent.left:
+            raise PrivacyError(
+                f"a release of a training with {descent.left} of {descent.plan.steps} steps to go"
+                if descent.left
+                else "a release of another mechanism's training",
+                where=str(paid.key),
+                why="what was charged is the whole training that this mechanism began",
+                fix="run the descent to its end, and release with what began it",
+            )
+        values = self.total(outputs)
+        descent.ledger.store(paid.key, values)
+        return Released(values, layout, paid.key, _SEAL)
+
+    def event(self) -> Event:
+        """The cost of one training."""
+        return self.training.event()
+
     def statement(self) -> str:
-        """One sentence for people: what is guaranteed, to whom, by what."""
+        """What one training guarantees."""
+        return self.training.statement()
 
 
 def largest_integer(bits: int) -> int:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from protocols.mechanisms import ShardTeachers
-from protocols.quantize import clip_rows
+from protocols.ledger import Ledger, ReleaseKey
+from protocols.mechanisms import ShardTeachers, TrainedOutput
 from protocols.sampler import discrete_gaussian
 from secure_natfl.config import Config
 from secure_natfl.data.arrays import to_float
@@ -32,6 +35,7 @@ from secure_natfl.systems.natimg_fl import (
     Released,
     Rows,
 )
+from secure_natfl.systems.private_head import Begin
 from secure_natfl.systems.speaking import Speaking
 from secure_natfl.terms import Terms
 from secure_natfl.training import Progress, Schedule, logits_of
@@ -139,9 +143,10 @@ def noise_proxies(
     pixels = noise_images(count, size, np.random.default_rng(seeds.integer("noise images")))
     images = torch.from_numpy(to_float(pixels.images, size))
     everything = np.arange(count, dtype=np.int64)
-    answers = {
-        name: system.speak(one, everything, 0, None, images) for name, one in speaking.items()
-    }
+    answers = {}
+    for name, one in speaking.items():
+        with _uncharged(terms, name, seeds) as begin:
+            answers[name] = system.speak(one, everything, 0, None, images, begin)
     generator = seeds.torch("noise proxies")
     central = fresh(public, len(system.federation.task.classes), generator, len(system.heads))
     released: Released | None = None
@@ -156,6 +161,29 @@ def noise_proxies(
     return central
 
 
+@contextmanager
+def _uncharged(terms: Terms, site: str, seeds: Seeds) -> Iterator[Begin | None]:
+    """Training under noise on a ledger that is thrown away: a control releases nothing."""
+    mechanism, plan = terms.mechanisms[site], terms.noise_plan
+    if plan is None or not isinstance(mechanism, TrainedOutput):
+        yield None
+        return
+    random = seeds.protective(os.urandom, "noise control", site)
+    with (
+        TemporaryDirectory() as folder,
+        Ledger(
+            Path(folder) / "ledger.db",
+            site,
+            "control",
+            relation=plan.relation,
+            budget_epsilon=None,
+            delta=plan.delta,
+        ) as ledger,
+    ):
+        key = ReleaseKey("control", 0)
+        yield lambda size: mechanism.begin(ledger, key, random).descent  # noqa: ARG005
+
+
 def _simulated_sum(
     system: NatImgFL, terms: Terms, answers: Mapping[str, Answer], rows: Rows, seeds: Seeds
 ) -> Matrix:
@@ -164,8 +192,7 @@ def _simulated_sum(
     for name, answer in answers.items():
         part = replace(answer, xray=answer.xray[:, rows], natural=answer.natural[:, rows])
         mechanism = terms.mechanisms[name]
-        values = mechanism.grid.quantise(system.weighted(part, rows))
-        total += terms.alphas[name] * clip_rows(values, mechanism.clip_int).sum(axis=0)
+        total += terms.alphas[name] * mechanism.total(system.weighted(part, rows))
         if isinstance(mechanism, ShardTeachers):
             random = seeds.protective(os.urandom, "noise control", name, int(rows[0]))
             noise = discrete_gaussian(total.size, mechanism.sigma_share, random)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from protocols.ledger import Ledger
+from protocols.mechanisms import TrainedOutput
 from protocols.policy import effective, threshold_of
 from protocols.promises import PROMISES, Parties
 from secure_natfl.config import Config
-from secure_natfl.federation import Federation, build
+from secure_natfl.federation import Federation, Site, build
 from secure_natfl.models import Network, build_backbone
+from secure_natfl.prediction import gradient_noise, predictions
 from secure_natfl.seeds import Seeds
 from secure_natfl.setup import check_architectures
 from secure_natfl.site_state import open_ledger, secret, state_folder
@@ -37,6 +43,8 @@ class SiteCheck(BaseModel):
     unit: str
     patients: int
     teachers: int
+    gradient_noise: float | None
+    """Deviation of the noise on a step's mean gradient, in clip norms; None at other mechanisms."""
     alpha: int
     epsilon: Epsilon
     epsilon_isolated: Epsilon
@@ -52,8 +60,10 @@ class GroupCheck(BaseModel):
     name: str
     sites: int
     effective_contributors: float
-    colluders: int
+    colluders: int | None
+    """None where no other site's noise is counted on."""
     signal_to_noise_at_most: float | None
+    noise_predicted: str
 
 
 class Check(BaseModel):
@@ -106,7 +116,7 @@ def check(config: Config) -> Check:
         name=config.run.name,
         config_sha256=config.identity,
         sites=_sites(config, federation, terms, parameters, sites),
-        groups=_groups(terms),
+        groups=_groups(config, federation, terms),
         central=config.models.central,
         epsilon=noise.epsilon if noise else "inf",
         epsilon_isolated=noise.epsilon_isolated if noise else "inf",
@@ -165,12 +175,11 @@ def _sites(
 ) -> tuple[SiteCheck, ...]:
     found = []
     for site in federation.sites:
+        mechanism = terms.mechanisms[site.name]
         spent = terms.noise_plan.spending(site.name) if terms.noise_plan else None
-        before: Epsilon = 0.0
-        if (sites / site.name / "ledger.db").exists():
-            with open_ledger(config, sites / site.name, site.name, site.records) as ledger:
-                ledger.require(terms.mechanisms[site.name].event(), config.system.rounds)
-                before = _spelled(ledger.spent().epsilon)
+        with _ledger(config, sites / site.name, site) as ledger:
+            ledger.require(mechanism.event(), config.system.rounds)
+            before = _spelled(ledger.spent().epsilon)
         group = next(name for name, members in terms.groups.items() if site.name in members)
         found.append(
             SiteCheck(
@@ -180,7 +189,10 @@ def _sites(
                 parameters=parameters[site.architecture],
                 unit=site.unit,
                 patients=site.patients,
-                teachers=terms.mechanisms[site.name].shards,
+                teachers=mechanism.shards,
+                gradient_noise=gradient_noise(mechanism.training)
+                if isinstance(mechanism, TrainedOutput)
+                else None,
                 alpha=terms.alphas[site.name],
                 epsilon=spent.epsilon if spent else "inf",
                 epsilon_isolated=spent.epsilon_isolated if spent else "inf",
@@ -191,17 +203,26 @@ def _sites(
     return tuple(found)
 
 
-def _groups(terms: Terms) -> tuple[GroupCheck, ...]:
-    noise = terms.noise_plan
+@contextmanager
+def _ledger(config: Config, folder: Path, site: Site) -> Iterator[Ledger]:
+    """The site's ledger, or an empty one that is thrown away: a check makes none."""
+    with TemporaryDirectory() as elsewhere:
+        kept = (folder / "ledger.db").exists()
+        there = folder if kept else Path(elsewhere)
+        with open_ledger(config, there, site.name, site.records) as ledger:
+            yield ledger
+
+
+def _groups(config: Config, federation: Federation, terms: Terms) -> tuple[GroupCheck, ...]:
+    plan, ahead = terms.noise_plan, predictions(config, federation, terms)
     return tuple(
         GroupCheck(
             name=name,
             sites=len(sites),
             effective_contributors=effective([terms.alphas[site] for site in sites]),
-            colluders=noise.colluders if noise else 0,
-            signal_to_noise_at_most=noise.signal_bound[name] / noise.noise_norm[name]
-            if noise
-            else None,
+            colluders=plan.colluders if plan else 0,
+            signal_to_noise_at_most=ahead[name].at_most,
+            noise_predicted=ahead[name].says,
         )
         for name, sites in terms.groups.items()
     )

@@ -46,13 +46,12 @@ def _groups(found: Check) -> Table:
     for name in ("group", "sites", "effective", "colluders", "signal : noise, at most"):
         table.add_column(name, justify="right" if name != "group" else "left")
     for group in found.groups:
-        ratio = group.signal_to_noise_at_most
         table.add_row(
             group.name,
             str(group.sites),
             f"{group.effective_contributors:.2f}",
-            str(group.colluders),
-            "no noise" if ratio is None else f"{ratio:.2f} : 1",
+            "any" if group.colluders is None else str(group.colluders),
+            group.noise_predicted,
         )
     return table
 

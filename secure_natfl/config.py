@@ -207,6 +207,38 @@ class ShardTeachers(Section):
     max_images_per_patient: Positive = 4
 
 
+class DpSgd(Section):
+    """A linear head per site on the public backbone, trained under noise: ε against everybody."""
+
+    mechanism: Literal["dp-sgd"]
+    epsilon: Annotated[FiniteFloat, Field(gt=0)] = 8.0
+    """Of every site over all rounds; no other site's noise is counted on."""
+    delta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 1e-5
+    gradient_clip: Annotated[FiniteFloat, Field(gt=0)] = 0.5
+    """L2 norm to which a patient's gradient is clipped; features have a mean square of 1."""
+    rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.2
+    """Probability with which each patient is in a step."""
+    steps: Positive = 60
+    """Steps of a round; each round trains anew."""
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)] = 2.0
+    max_images_per_patient: Positive = 4
+
+
+class ClientGaussian(Section):
+    """The whole answer of a site, clipped and noised: hides a site, if there are many."""
+
+    mechanism: Literal["client-gaussian"]
+    epsilon: Annotated[FiniteFloat, Field(gt=0)] = 8.0
+    """Of the worst client over all rounds, with `colluders` clients pooling what they know."""
+    delta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 1e-5
+    clip: Annotated[FiniteFloat, Field(gt=0)] = 60.0
+    """Joint L2 norm of a site's whole answer (rows × (classes + denominators))."""
+    colluders: Annotated[int, Field(ge=1)] = 1
+    dropouts: Annotated[int, Field(ge=0)] = 0
+    override: bool = False
+    """Must be true where the plan predicts that next to nothing of the consensus is left."""
+
+
 class NoNoise(Section):
     """No noise, ε = ∞: what the plain published protocol gives."""
 
@@ -216,6 +248,11 @@ class NoNoise(Section):
     shards: Annotated[int, Field(ge=2)] = 20
     clip: Annotated[FiniteFloat, Field(gt=0)] = 60.0
     max_images_per_patient: Positive = 4
+
+
+Privacy = Annotated[
+    ShardTeachers | DpSgd | ClientGaussian | NoNoise, Field(discriminator="mechanism")
+]
 
 
 class Ledger(Section):
@@ -251,7 +288,7 @@ class Config(Section):
     models: Models
     system: NatImg = NatImg()
     aggregation: Aggregation = Ckks()
-    privacy: Annotated[ShardTeachers | NoNoise, Field(discriminator="mechanism")] = ShardTeachers()
+    privacy: Privacy = ShardTeachers()
     ledger: Ledger = Ledger()
     speed: Speed = Speed()
 
@@ -283,6 +320,15 @@ class Config(Section):
                 'aggregation: kind = "slots" protects nobody: every site has the one key, and the '
                 "sums that are read give it away to the server and to listeners; take kind = "
                 '"ckks", or set aggregation.unsafe = true in a study of this'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_covered(self) -> Self:
+        if isinstance(self.privacy, DpSgd) and self.system.beta == "class":
+            raise ValueError(
+                'system.beta: "class" sends shares of private labels, which privacy.mechanism = '
+                '"dp-sgd" puts no noise on; take "natural", "entropy" or "uniform"'
             )
         return self
 

@@ -23,7 +23,12 @@ from secure_natfl.results import Results
 
 _SAMPLES = 12
 _LIBRARIES = ("torch", "timm", "tenseal", "opacus", "numpy", "dp-accounting", "cryptography")
-_CLIENT_STEPS = ("quantise and clip", "charge, noise and store", "encrypt and sign")
+_CLIENT_STEPS = (
+    "quantise and clip",
+    "charge, noise and store",
+    "quantise and store",
+    "encrypt and sign",
+)
 
 
 def wire(config: Config, results: Results) -> Wire:

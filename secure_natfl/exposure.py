@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from protocols.coalition import Coalition
 from protocols.promises import PROMISES, Promise
-from secure_natfl.config import Config
-from secure_natfl.config import ShardTeachers as ShardTeachersTable
+from protocols.training_plan import TrainingPlan
+from secure_natfl.config import Config, NoNoise, ShardTeachers
 from secure_natfl.report.model import Exposure, UncoveredRelease
 from secure_natfl.terms import Terms
 
 
 def exposure(config: Config, terms: Terms) -> tuple[Exposure, ...]:
     """One row per adversary, from the weakest to the strongest."""
-    noise, promise = _noise(terms), PROMISES[config.mode]
+    promise = PROMISES[config.mode]
     if hides_from_server(promise):
-        return (*_observers(noise), *_encrypted(promise, terms))
-    return (*_observers(noise), *_readable(promise, terms))
+        return (*_observers(terms), *_encrypted(promise, terms))
+    return (*_observers(terms), *_readable(promise, terms))
 
 
 def hides_from_server(promise: Promise) -> bool:
@@ -26,6 +26,8 @@ def hides_from_server(promise: Promise) -> bool:
 def _noise(terms: Terms) -> str:
     if terms.noise_plan is None:
         return "no noise covers it (ε = ∞)"
+    if isinstance(terms.noise_plan, TrainingPlan):
+        return f"ε = {terms.noise_plan.epsilon:.3g}, whoever colludes"
     return (
         f"ε = {terms.noise_plan.epsilon:.3g} with {terms.noise_plan.colluders} colluding client(s)"
     )
@@ -34,10 +36,15 @@ def _noise(terms: Terms) -> str:
 def _own_share(terms: Terms) -> str:
     if terms.noise_plan is None:
         return "no noise at all: ε = ∞"
+    if isinstance(terms.noise_plan, TrainingPlan):
+        return f"the noise of the site's own training: ε = {terms.noise_plan.epsilon:.3g}"
     return f"only the site's own noise share: ε = {terms.noise_plan.epsilon_isolated:.3g}"
 
 
-def _observers(noise: str) -> tuple[Exposure, ...]:
+def _observers(terms: Terms) -> tuple[Exposure, ...]:
+    noise = _noise(terms)
+    trained = isinstance(terms.noise_plan, TrainingPlan)
+    shares = "each site's training noise" if trained else "the other sites' noise shares"
     return (
         Exposure(
             party="Anyone who receives the central model or a published aggregate",
@@ -48,8 +55,10 @@ def _observers(noise: str) -> tuple[Exposure, ...]:
         Exposure(
             party="Another hospital of the same group",
             learns="its group's aggregate, from which it can take off its own part",
-            protection=f"the other sites' noise shares: {noise}",
-            remains="two sites would hide nothing from each other; three are required",
+            protection=f"{shares}: {noise}",
+            remains="what that ε allows; three sites are required for the sum to hide a part"
+            if trained
+            else "two sites would hide nothing from each other; three are required",
         ),
     )
 
@@ -109,7 +118,8 @@ def uncovered(config: Config) -> tuple[UncoveredRelease, ...]:
         UncoveredRelease(
             what="number of training patients (or images) of each site",
             seen_by="all parties",
-            why="declared in public: α, shard room and the check of δ depend on it",
+            why="declared in public: α, shard room, the mean of a step and the check of δ depend "
+            "on it",
         ),
         UncoveredRelease(
             what="site names, groups, architectures, class lists, participation",
@@ -128,7 +138,7 @@ def uncovered(config: Config) -> tuple[UncoveredRelease, ...]:
             why="sizes depend on the plan alone; times may depend on how much data a site has",
         ),
     ]
-    if not isinstance(config.privacy, ShardTeachersTable):
+    if isinstance(config.privacy, NoNoise):
         found.insert(
             0,
             UncoveredRelease(
@@ -145,12 +155,15 @@ def not_covered(config: Config) -> tuple[str, ...]:
     said = [
         "the choice of hyper-parameters, which no budget was charged for",
         "the split into training and test part, which is taken as given",
-        "a patient replaced under another identifier, who may touch two shards (twice the "
-        "sensitivity)",
         "the same person in two hospitals, who is charged at each of them",
         "the figures on private test images in this report",
         "timing and other side channels",
     ]
+    if isinstance(config.privacy, ShardTeachers):
+        said.append(
+            "a patient replaced under another identifier, who may touch two shards (twice the "
+            "sensitivity)"
+        )
     if config.seeded:
         said.insert(0, "anyone who knows the seed of this run")
     return tuple(said)

@@ -2,7 +2,8 @@
 
 `Protection` is made once per run. It gives each site its mechanism, plays each round through the
 chosen topology, and turns the released integers back into numbers. The order inside a site is
-fixed: bound, charge, noise, store, encrypt.
+fixed: bound, charge, noise, store, encrypt; or, where noise is in the training: charge, train,
+store, encrypt. A site that has stored its integers for a round sends those, and does nothing else.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.chain import SigningKey, canonical, digest
-from protocols.errors import ProtocolError
+from protocols.dp_sgd import Descent
+from protocols.errors import ModelError, ProtocolError
 from protocols.ledger import Ledger, ReleaseKey
-from protocols.mechanisms import Released
+from protocols.mechanisms import Paid, Released, TrainedOutput
 from protocols.messages import Group, RoundPlan
 from protocols.outcome import Outcome
 from protocols.parties import Client, Server
@@ -33,8 +35,10 @@ from secure_natfl import __version__
 from secure_natfl.config import Config
 from secure_natfl.custody import Custody
 from secure_natfl.federation import Federation
+from secure_natfl.kept_heads import KeptHeads
 from secure_natfl.seeds import Seeds
 from secure_natfl.site_state import open_ledger, secret, state_folder
+from secure_natfl.systems.private_head import Begin
 from secure_natfl.terms import Terms, floors_of
 
 Contributions = Mapping[str, NDArray[np.float64]]
@@ -68,6 +72,7 @@ class Protection:
         self.spending = Spending()
         self._seeds = seeds
         self._pending: Contributions = {}
+        self._paid: dict[tuple[str, ReleaseKey], Paid] = {}
         sites = state_folder(config, folder)
         self._custody: Custody | None = None
         self.ledgers: dict[str, Ledger] = {}
@@ -87,7 +92,10 @@ class Protection:
     def play(
         self, round_number: int, rows: NDArray[np.int64], contributions: Contributions
     ) -> tuple[Outcome, dict[str, NDArray[np.float64]]]:
-        """One round: every site's teachers [M, size] in, per group the released sum [size] out."""
+        """One round: every site's teachers [M, size] in, per group the released sum [size] out.
+
+        A site whose integers are stored already needs none.
+        """
         self._pending = contributions
         plan = draft(
             self.enrolment,
@@ -99,6 +107,7 @@ class Protection:
             subset=rows,
         )
         outcome = self._topology.play(plan)
+        self._heads.keep()
         for seconds in outcome.cost.protect.values():
             self.spending.add("encrypt and sign", seconds)
         self.spending.add("aggregate", outcome.cost.aggregate)
@@ -107,6 +116,29 @@ class Protection:
         return outcome, {
             group: grid.dequantise(found.integers) for group, found in outcome.aggregates.items()
         }
+
+    def stored(self, site: str, round_number: int) -> bool:
+        """Whether a site has its integers for a round: they are sent, and nothing is trained."""
+        return self.ledgers[site].stored(self._key(round_number)) is not None
+
+    def begin(self, site: str, round_number: int) -> Begin:
+        """What charges for a site's training under noise and gives it its steps."""
+
+        def begin(size: int) -> Descent:
+            mechanism = self.terms.mechanisms[site]
+            if not isinstance(mechanism, TrainedOutput) or mechanism.training.size != size:
+                raise ModelError(
+                    f"a head of {size} parameters",
+                    where=site,
+                    why="the terms were agreed on for another one",
+                    fix="start a new run for a changed network",
+                )
+            random = self._seeds.protective(os.urandom, "noise", site, round_number)
+            paid = mechanism.begin(self.ledgers[site], self._key(round_number), random)
+            self._paid[site, paid.key] = paid
+            return paid.descent
+
+        return begin
 
     def close(self) -> None:
         """End the key holders and close every file."""
@@ -133,6 +165,8 @@ class Protection:
             site.name: SigningKey(secret(sites / site.name, "signing", os.urandom))
             for site in federation.sites
         }
+        self._heads = KeptHeads(sites, self.terms.groups.values(), keys, self.ledgers)
+        self._heads.check()
         custody = self._custody = Custody(self.config.mode, server_key, keys, sites, folder)
         self.enrolment = Enrolment(
             session=self.session,
@@ -158,14 +192,27 @@ class Protection:
 
         def release(plan: RoundPlan) -> Released:
             self._check_agreed(plan, site)
+            key = self._key(plan.round)
+            before = mechanism.again(ledger, key, self.layout)
+            if before is not None:
+                return before
+            outputs = self._pending[site]
             start = time.perf_counter()
-            bounded = mechanism.bound(self._pending[site], self.layout)
+            if isinstance(mechanism, TrainedOutput):
+                if (site, key) not in self._paid:
+                    raise ProtocolError(
+                        "a plan for a round in which nothing was trained",
+                        where=f"{site}, round {plan.round}",
+                        fix="play the rounds in their order",
+                    )
+                released = mechanism.release(outputs, self.layout, self._paid[site, key])
+                self.spending.add("quantise and store", time.perf_counter() - start)
+                return released
+            bounded = mechanism.bound(outputs, self.layout)
             self.spending.add("quantise and clip", time.perf_counter() - start)
             start = time.perf_counter()
             random = self._seeds.protective(os.urandom, "noise", site, plan.round)
-            released = mechanism.release(
-                bounded, ledger, ReleaseKey(plan.session, plan.round), random
-            )
+            released = mechanism.release(bounded, ledger, key, random)
             self.spending.add("charge, noise and store", time.perf_counter() - start)
             return released
 
@@ -185,6 +232,9 @@ class Protection:
                 where=f"{site}, round {plan.round}",
                 fix="start a new session to change who takes part, their weights or the rounds",
             )
+
+    def _key(self, round_number: int) -> ReleaseKey:
+        return ReleaseKey(self.session, round_number)
 
     def _groups(self) -> list[Group]:
         return [

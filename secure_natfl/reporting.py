@@ -6,19 +6,17 @@ import math
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from protocols.accounting import REPLACE_ONE, gaussian_epsilon
 from protocols.multikey import MultiKeyPreset
 from protocols.policy import effective
 from protocols.presets import find_preset
-from protocols.promises import PROMISES
 from protocols.rlwe import TABLE_128, Preset
 from secure_natfl import __version__, baselines
-from secure_natfl.config import Config
-from secure_natfl.config import ShardTeachers as ShardTeachersTable
+from secure_natfl.config import Config, NoNoise
 from secure_natfl.costs import environment, peak_memory, samples, timing, wire
 from secure_natfl.evaluation import TestPart, hospital_tests, predict, scores
-from secure_natfl.exposure import exposure, hides_from_server, not_covered, uncovered
+from secure_natfl.exposure import exposure, uncovered
 from secure_natfl.federation import Site
+from secure_natfl.privacy_reporting import privacy
 from secure_natfl.report.model import (
     Absence,
     Aggregation,
@@ -27,13 +25,10 @@ from secure_natfl.report.model import (
     Client,
     CurvePoint,
     LossPoint,
-    Privacy,
     Proxy,
     Report,
-    SiteLedger,
 )
 from secure_natfl.results import Results, head_of
-from secure_natfl.site_state import state_folder
 from secure_natfl.systems.natimg_fl import NAME, RECONSTRUCTION
 
 
@@ -74,7 +69,7 @@ def consortium(config: Config, results: Results, command: str) -> Report:
             for i, summary in enumerate(results.rounds)
             for party, why in summary["absent"].items()
         ),
-        privacy=_privacy(config, results),
+        privacy=privacy(config, results),
         clients=tuple(client(results, site, tests) for site in results.federation.sites),
         central=Central(
             architecture=config.models.central,
@@ -135,19 +130,6 @@ def client(results: Results, site: Site, tests: dict[str, TestPart]) -> Client:
     )
 
 
-def site_ledger(config: Config, results: Results, site: Site) -> SiteLedger:
-    """A site's ledger as the consortium may see it."""
-    account = results.accounts[site.name]
-    own = state_folder(config, results.folder) == results.folder / "sites"
-    return SiteLedger(
-        site=site.name,
-        lines=len(account.lines),
-        spent_epsilon=account.spent.epsilon,
-        spans="this run only" if own else "all runs on these patients",
-        head_sha256=account.head,
-    )
-
-
 def _parts(config: Config) -> dict[str, bool]:
     options = config.system
     return {
@@ -158,7 +140,7 @@ def _parts(config: Config) -> dict[str, bool]:
         f"client weight α ({options.alpha})": options.alpha != "equal",
         f"downward weight w↓ ({options.downward})": options.downward != "off",
         "one head per group of hospitals": options.heads == "group",
-        "differential privacy": isinstance(config.privacy, ShardTeachersTable),
+        "differential privacy": not isinstance(config.privacy, NoNoise),
         "encryption": config.aggregation.kind != "plain",
     }
 
@@ -191,71 +173,6 @@ def _aggregation(config: Config, results: Results) -> Aggregation:
         scale=ring.scale,
         security_bits_table=f"128-bit table: limit {TABLE_128[ring.degree]}, used {used}",
         implementation="protocols.multikey_ckks" if own else f"TenSEAL {version('tenseal')}",
-    )
-
-
-def _privacy(config: Config, results: Results) -> Privacy:
-    noise, table = results.terms.noise_plan, config.privacy
-    worst = max(results.terms.mechanisms.values(), key=lambda m: m.event().rho)
-    parameters: dict[str, int | float | str] = {
-        "clip norm, real units": table.clip,
-        "clip, grid steps": worst.clip_int,
-        "bits of a released integer": worst.bits,
-        "teachers of a site, at most": max(m.shards for m in results.terms.mechanisms.values()),
-        "released integers per round": worst.size,
-    }
-    if noise is not None:
-        parameters |= {
-            "noise multiplier z of the worst client": noise.z,
-            "smallest noise share σ, grid steps": min(
-                m.sigma_share for m in noise.mechanisms.values()
-            ),
-            "zCDP ρ of the worst client, all rounds": max(
-                noise.spending(site).rho for site in noise.mechanisms
-            ),
-            "honest noise shares counted on": ", ".join(
-                f"{count} in {group}" for group, count in noise.honest.items()
-            ),
-        }
-    epsilons = [noise.epsilon, noise.epsilon_isolated] if noise else [float("inf")] * 2
-    rho = max((noise.spending(site).rho for site in noise.mechanisms), default=0) if noise else 0
-    ratios = [r["signal_to_noise"] for r in results.rounds] if noise else []
-    return Privacy(
-        mechanism=table.mechanism,
-        epsilon=epsilons[0],
-        epsilon_isolated=epsilons[1],
-        delta=noise.delta_total if noise else getattr(table, "delta", 0.0),
-        unit=results.federation.unit,
-        relation=REPLACE_ONE,
-        t=noise.colluders if noise else 0,
-        d=noise.dropouts if noise else 0,
-        rounds=config.system.rounds,
-        adversary=_adversary(config, results),
-        statement=worst.statement(),
-        accountant=f"zCDP, converted by dp-accounting {version('dp-accounting')}",
-        crosscheck_epsilon=gaussian_epsilon(rho, noise.delta) if noise else None,
-        parameters=parameters,
-        signal_to_noise=min(ratios) if ratios else None,
-        randomness="a seeded stream: not private" if config.seeded else "the operating system's",
-        not_covered=not_covered(config),
-        ledger=tuple(site_ledger(config, results, site) for site in results.federation.sites),
-    )
-
-
-def _adversary(config: Config, results: Results) -> str:
-    noise = results.terms.noise_plan
-    if noise is None:
-        return "nobody: no noise is added"
-    promise = PROMISES[config.mode]
-    if not hides_from_server(promise):
-        return (
-            "those who see the aggregates alone; the server and every listener read each "
-            f"contribution, and against them only ε = {noise.epsilon_isolated:.3g} holds"
-        )
-    return (
-        f"up to {noise.colluders} client(s) of a group with {promise.adversary}, honest but "
-        f"curious, seeing every aggregate of all {noise.rounds} round(s), with up to "
-        f"{noise.dropouts} dropout(s) per group and round"
     )
 
 

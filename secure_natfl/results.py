@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.accounting import Spent
+from protocols.ledger import Budget
 from secure_natfl.federation import Federation
 from secure_natfl.models import Network
 from secure_natfl.progress import Stages
@@ -25,12 +26,16 @@ class State:
 
 @dataclass(frozen=True)
 class SiteAccount:
-    """A site's ledger after the run: (line, chained hash) of its patients, total, head."""
+    """A site's ledger after the run: (line, chained hash) of its patients, total, head.
+
+    `budgets`: the ledger's own view over all runs and patient sets.
+    """
 
     lines: tuple[tuple[dict[str, Any], str], ...]
     session: str
     spent: Spent
     head: str
+    budgets: tuple[Budget, ...]
 
 
 @dataclass(frozen=True)

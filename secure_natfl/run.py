@@ -137,7 +137,7 @@ class Run:
                 self.folder.step(name), state, last=not self.folder.done(f"round-{number + 1:03d}")
             )
         rows = self._asked(number, system)
-        contributions = self._contribute(number, system, speaking, state, rows)
+        contributions = self._contribute(number, system, speaking, state, rows, protection)
         with self.stages.stage("Protect, add and open", f"round {number + 1}"):
             before, sent = dict(protection.spending.seconds), len(protection.transcript.entries)
             outcome, sums = protection.play(number, rows, contributions)
@@ -172,17 +172,21 @@ class Run:
         speaking: dict[str, Speaking],
         state: State,
         rows: Rows,
+        protection: Protection,
     ) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         contributions = {}
         with self.stages.stage("Train what speaks", f"round {number + 1}") as progress:
             for i, site in enumerate(system.federation.sites):
+                if protection.stored(site.name, number):
+                    continue
                 returned = None
                 if state.released is not None:
                     returned = system.returned(
                         state.central, state.released.rows, system.group_of(site)
                     )
+                begin = protection.begin(site.name, number)
                 contributions[site.name] = system.contribute(
-                    speaking[site.name], rows, number, returned
+                    speaking[site.name], rows, number, returned, begin
                 )
                 progress(i + 1, len(system.federation.sites))
         return contributions
@@ -287,4 +291,5 @@ def _account(protection: Protection, site: str) -> SiteAccount:
         session=protection.session,
         spent=ledger.spent(),
         head=ledger.head,
+        budgets=ledger.budgets(),
     )

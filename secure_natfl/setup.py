@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from secure_natfl.config import Config, NoNoise
+from secure_natfl.config import Config, DpSgd
 from secure_natfl.federation import Federation, Site
 from secure_natfl.models import Network, check_architecture
+from secure_natfl.planner import sharded, teachers_of
 from secure_natfl.pretraining import pretrained
 from secure_natfl.progress import Stages
 from secure_natfl.seeds import Seeds
 from secure_natfl.site_state import secret
+from secure_natfl.systems.private_head import PrivateHead
 from secure_natfl.systems.speaking import PublicBackbone, Speaking, public_backbone, shard_batch
-from secure_natfl.terms import teachers_of
 from secure_natfl.training import features_of
 
 
@@ -77,8 +78,10 @@ def _speaking(
     sites: Path,
     seeds: Seeds,
 ) -> Speaking:
-    table, teachers = config.privacy, teachers_of(config, federation)[site.name]
-    if isinstance(table, NoNoise) and table.speaking == "network":
+    if isinstance(config.privacy, DpSgd):
+        return Speaking(site, backbone, None, PrivateHead.of(site, config.privacy))
+    table, teachers = sharded(config.privacy), teachers_of(config, federation)[site.name]
+    if table is None:
         return Speaking(site, backbone, None)
     if seeds.seeded:
         key = seeds.protective(os.urandom, "partition", site.name)(32)

@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from protocols.accounting import REPLACE_ONE, Event, compose
+from protocols.accounting import Event, compose
 from secure_natfl.config import Config
 from secure_natfl.evaluation import TestPart, predict, scores, site_test
 from secure_natfl.federation import Site
+from secure_natfl.privacy_reporting import budgets, site_ledger, statement_of
 from secure_natfl.report.model import Scores
 from secure_natfl.report.site_model import (
     ClassFigures,
@@ -19,7 +20,7 @@ from secure_natfl.report.site_model import (
     SiteCurvePoint,
     SiteReport,
 )
-from secure_natfl.reporting import client, headline, site_ledger
+from secure_natfl.reporting import client, headline
 from secure_natfl.results import Results, head_of
 
 _BINS = 10
@@ -28,14 +29,16 @@ _BINS = 10
 def site_report(config: Config, results: Results, site: Site, command: str) -> SiteReport:
     """All figures that only this site may see, on its own test part."""
     part = site_test(site)
-    mechanism = results.terms.mechanisms[site.name]
+    guarantee = statement_of(config, results, site)
     own = predict(results.state.personal[site.name], part)
     return SiteReport(
         **headline(config, results, command),
         client=client(results, site, {site.hospital: part}),
         delta=results.accounts[site.name].spent.delta,
-        relation=REPLACE_ONE,
-        statement=mechanism.statement(),
+        relation=guarantee.relation,
+        statement=guarantee.paragraph(),
+        guarantee=guarantee,
+        budgets=budgets(results, site),
         arms=_arms(results, site, part),
         curve=tuple(
             SiteCurvePoint(
@@ -106,8 +109,19 @@ def _ledger_lines(results: Results, site: Site) -> tuple[LedgerLine, ...]:
                 round=line["round"],
                 mechanism=line["event"]["mechanism"],
                 rho=events[-1].rho,
+                cost=_cost(events[-1]),
                 spent_epsilon=compose(events, account.spent.delta).epsilon,
                 sha256=hash_,
             )
         )
     return tuple(lines)
+
+
+def _cost(event: Event) -> str:
+    """What a charge paid for, in words."""
+    if event.steps:
+        return (
+            f"{event.steps} steps, rate {event.rate:g}, noise multiplier "
+            f"{event.noise_multiplier:.4g}"
+        )
+    return "no noise" if event.rho == float("inf") else f"ρ = {event.rho:.4g}"

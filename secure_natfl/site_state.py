@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from protocols.accounting import ADD_OR_REMOVE_ONE, REPLACE_ONE
 from protocols.chain import RandomBytes
-from protocols.errors import RunFolderError
+from protocols.errors import LedgerError, RunFolderError
 from protocols.ledger import Ledger
-from secure_natfl.config import Config, PhantomHospital
+from secure_natfl.config import ClientGaussian, Config, DpSgd, PhantomHospital
 from secure_natfl.data.records import Records
 
 
@@ -51,17 +52,43 @@ def secret(folder: Path, name: str, random: RandomBytes) -> bytes:
     return drawn
 
 
+def relation_of(config: Config) -> str:
+    """The neighbouring relation of the configured mechanism's charges."""
+    adds = isinstance(config.privacy, DpSgd | ClientGaussian)
+    return ADD_OR_REMOVE_ONE if adds else REPLACE_ONE
+
+
 def open_ledger(config: Config, folder: Path, site: str, records: Records) -> Ledger:
     """The site's ledger for these patients, at `folder`/ledger.db.
 
-    Patients are recognised under the site's own key, so nobody else can test for one.
+    Patients are recognised under the site's own key, so nobody else can test for one. LedgerError
+    where the ledger's relation is not that of the configured mechanism.
     """
     patients = records.patients_digest(secret(folder, "patients", os.urandom))
     budget = config.ledger.budget_epsilon
-    return Ledger(
-        folder / "ledger.db",
-        site,
-        patients,
-        budget_epsilon=None if budget == "none" else budget,
-        delta=getattr(config.privacy, "delta", 1e-5),
+
+    def opened(relation: str) -> Ledger:
+        return Ledger(
+            folder / "ledger.db",
+            site,
+            patients,
+            relation=relation,
+            budget_epsilon=None if budget == "none" else budget,
+            delta=getattr(config.privacy, "delta", 1e-5),
+        )
+
+    wanted = relation_of(config)
+    try:
+        return opened(wanted)
+    except LedgerError:
+        (other,) = {ADD_OR_REMOVE_ONE, REPLACE_ONE} - {wanted}
+        opened(other).close()
+    going_on = '"dp-sgd"' if wanted == REPLACE_ONE else '"shard-teachers"'
+    raise LedgerError(
+        f"this ledger holds charges under {other}, and {config.privacy.mechanism} charges under "
+        f"{wanted}",
+        where=str(folder / "ledger.db"),
+        why="figures under different neighbouring relations do not add up",
+        fix=f"go on with privacy.mechanism = {going_on}; or name another ledger.folder, and state "
+        "both figures side by side: what is spent here stays spent",
     )

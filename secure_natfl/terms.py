@@ -13,7 +13,7 @@ from typing import Final
 
 from protocols.chain import canonical, digest
 from protocols.errors import ConfigError, PrivacyError
-from protocols.mechanisms import NoNoise, ShardTeachers
+from protocols.mechanisms import NoNoise, ShardTeachers, TrainedOutput
 from protocols.messages import Floors, Mode
 from protocols.multikey import MK18_39, MK18_49
 from protocols.noise_plan import NoisePlan
@@ -22,12 +22,11 @@ from protocols.presets import find_preset
 from protocols.quantize import Layout
 from protocols.rlwe import PK18_44
 from protocols.slots import SLOTS18_140
+from protocols.training_plan import TrainingPlan
+from secure_natfl import config as tables
 from secure_natfl.config import Config
-from secure_natfl.config import ShardTeachers as ShardTeachersTable
 from secure_natfl.federation import Federation
-
-PATIENTS_PER_SHARD = 3
-"""Expected patients of a shard, at least: with fewer many shards would be empty."""
+from secure_natfl.planner import Planner, check_patients
 
 _PRESETS: Final[Mapping[Mode, tuple[str, ...]]] = {
     "ckks/threshold": (MK18_39.name, MK18_49.name),
@@ -44,15 +43,16 @@ class Terms:
     """What all parties agree on before the first round: α, groups, and each site's mechanism.
 
     preset: name of the cryptosystem's parameters. least: group → the number of contributions
-    below which nothing of it is opened: n − d with noise, for the guarantee counts on so many.
+    below which nothing of it is opened: n − d where the guarantee counts on so many noise shares.
+    noise_plan: what noise promises, at release or in training; None without noise.
     """
 
     alphas: dict[str, int]
     groups: dict[str, list[str]]
     preset: str
     least: dict[str, int]
-    mechanisms: Mapping[str, NoNoise | ShardTeachers]
-    noise_plan: NoisePlan | None
+    mechanisms: Mapping[str, NoNoise | ShardTeachers | TrainedOutput]
+    noise_plan: NoisePlan | TrainingPlan | None
 
     @property
     def digest(self) -> str:
@@ -82,7 +82,10 @@ class Terms:
 
     @property
     def noise(self) -> dict[str, float]:
-        """Group → standard deviation of the noise on each released number, in real units."""
+        """Group → standard deviation of the noise on each released number, in real units.
+
+        0 where a model was trained under noise: none is put on what it says.
+        """
         return {
             group: math.sqrt(sum(self._deviation(site) ** 2 for site in sites))
             for group, sites in self.groups.items()
@@ -116,31 +119,16 @@ def agree(
         capped |= cap({site: alphas[site] for site in sites}, floors)
     weights = [[capped[site] for site in sites] for sites in members.values()]
     preset = preset_of(config.mode, weights)
-    bits = find_preset(preset).bits
+    least = dict.fromkeys(members, floors.participants)
+    plan = Planner(config, federation, layout.size, find_preset(preset).bits, capped, groups)
     table = config.privacy
-    if not isinstance(table, ShardTeachersTable):
-        silent = NoNoise.for_sites(
-            shards=teachers_of(config, federation),
-            clip_norm=table.clip,
-            size=layout.size,
-            bits=bits,
-        )
-        least = dict.fromkeys(members, floors.participants)
-        return Terms(capped, members, preset, least, silent, None)
-    _check_patients(table, federation)
-    noise = NoisePlan.calibrate(
-        epsilon=table.epsilon,
-        delta=table.delta,
-        rounds=config.system.rounds,
-        alphas=capped,
-        groups=groups,
-        colluders=table.colluders,
-        dropouts=table.dropouts,
-        shards=teachers_of(config, federation),
-        clip_norm=table.clip,
-        size=layout.size,
-        bits=bits,
-    )
+    if isinstance(table, tables.NoNoise):
+        return Terms(capped, members, preset, least, plan.silent(table), None)
+    check_patients(table, federation)
+    if isinstance(table, tables.DpSgd):
+        training = plan.training(table)
+        return Terms(capped, members, preset, least, training.mechanisms, training)
+    noise = plan.noise(table)
     if config.mode == "ckks/threshold":
         _check_colluding_holders(noise, members)
     return Terms(capped, members, preset, noise.min_participants, noise.mechanisms, noise)
@@ -166,20 +154,6 @@ def _prove(name: str, weights: Iterable[Sequence[int]]) -> None:
         find_preset(name).prove(alphas)
 
 
-def teachers_of(config: Config, federation: Federation) -> dict[str, int]:
-    """Site → number of teachers: `privacy.shards`, or fewer where a shard would be left empty.
-
-    Depends on declared figures alone.
-    """
-    table = config.privacy
-    if not isinstance(table, ShardTeachersTable) and table.speaking == "network":
-        return {site.name: 1 for site in federation.sites}
-    return {
-        site.name: min(table.shards, site.patients // PATIENTS_PER_SHARD)
-        for site in federation.sites
-    }
-
-
 def floors_of(config: Config) -> Floors:
     """The least that a group must have, as configured."""
     table = config.aggregation
@@ -202,22 +176,3 @@ def _check_colluding_holders(noise: NoisePlan, groups: Mapping[str, Sequence[str
             fix=f"lower it to {(needed - 1) // len(groups)}, "
             'or set aggregation.custody = "decryptor"',
         )
-
-
-def _check_patients(table: ShardTeachersTable, federation: Federation) -> None:
-    """δ must be below one patient's share, and every site must fill two shards."""
-    for site in sorted(federation.sites, key=lambda site: site.patients, reverse=True):
-        if table.delta >= 1 / site.patients:
-            raise PrivacyError(
-                f"δ = {table.delta:g} is not below 1/{site.patients} {site.unit}s",
-                where=f"privacy.delta, {site.name}",
-                why="such a δ allows to publish one of them whole",
-                fix=f"set it to at most {0.1 / site.patients:.1g}",
-            )
-        if site.patients < 2 * PATIENTS_PER_SHARD:
-            raise PrivacyError(
-                f"{site.patients} {site.unit}s are too few for two shards",
-                where=site.name,
-                why=f"a shard takes {PATIENTS_PER_SHARD} at least, or some stay empty",
-                fix="leave the site out, or join it with another",
-            )

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
+from protocols.statement import PrivacyStatement
+
 
 def _spell_infinity(value: Any) -> Any:
     return "inf" if isinstance(value, float) and value == float("inf") else value
@@ -85,23 +87,39 @@ class SiteLedger(Record):
     head_sha256: Sha256
 
 
+class Budget(Record):
+    """What one patient set has spent in one session, or over all of them (`session` None).
+
+    patients: the set's keyed digest. cross_check: ε by Rényi accounting where steps were charged.
+    """
+
+    patients: str
+    session: str | None
+    charges: Count
+    epsilon: Epsilon
+    cross_check: Epsilon | None = None
+
+
 class Privacy(Record):
     """The guarantee: of whom, against whom, over how many rounds, and what it leaves open."""
 
     mechanism: str
     epsilon: Epsilon
-    """Worst client over all rounds at its actual α, with `t` others colluding."""
+    """Worst client over all rounds at its actual α, with `t` others colluding.
+
+    `t` and `d` are None where no other site's noise is counted on: any number may collude."""
     epsilon_isolated: Epsilon
     """Worst client when only its own share of the noise remains."""
     delta: FiniteFloat
-    unit: Unit
+    unit: Unit | Literal["client"]
     relation: str
-    t: Count
-    d: Count
+    t: Count | None
+    d: Count | None
     rounds: Count
     adversary: str
     statement: str
-    """The guarantee in plain sentences, as the mechanism object words it."""
+    """The guarantee of the worst site in plain sentences, made from `guarantee`."""
+    guarantee: PrivacyStatement | None = None
     accountant: str
     crosscheck_epsilon: Epsilon | None
     parameters: dict[str, int | FiniteFloat | str]

@@ -7,7 +7,9 @@ no image and no patient identifier either.
 
 from pydantic import FiniteFloat
 
+from protocols.statement import PrivacyStatement
 from secure_natfl.report.model import (
+    Budget,
     Client,
     Count,
     Epsilon,
@@ -20,12 +22,16 @@ from secure_natfl.report.model import (
 
 
 class LedgerLine(Record):
-    """One charge in a site's ledger; `sha256` chains it to the line before."""
+    """One charge in a site's ledger; `sha256` chains it to the line before.
+
+    cost: what it paid for, in words; `rho` is 0 where steps were paid for.
+    """
 
     session: str
     round: Count
     mechanism: str
     rho: Epsilon
+    cost: str = ""
     spent_epsilon: Epsilon
     sha256: Sha256
 
@@ -69,6 +75,10 @@ class SiteReport(Headline):
     delta: FiniteFloat
     relation: str
     statement: str
+    guarantee: PrivacyStatement | None = None
+    """What `statement` says, figure by figure."""
+    budgets: tuple[Budget, ...] = ()
+    """What the whole ledger holds: per patient set, each session and all of them."""
     arms: dict[str, Scores]
     curve: tuple[SiteCurvePoint, ...]
     classes: tuple[ClassFigures, ...]

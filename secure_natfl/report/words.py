@@ -56,6 +56,8 @@ def what_left(report: Report) -> str:
     """The sentence on what stays and what leaves."""
     aggregation, proxy = report.aggregation, report.proxy
     noise = "without noise" if report.privacy.epsilon == "inf" else "clipped, covered by noise"
+    if report.privacy.t is None:
+        noise = "given by models trained under noise"
     opened = _opened(aggregation.kind, aggregation.custody)
     return (
         f"A hospital's images stay with it. What leaves in each round is its models' answers "
@@ -72,6 +74,13 @@ def what_epsilon(report: Report) -> str:
             f"Nothing bounds what the released aggregates reveal about one {privacy.unit}: ε = ∞."
         )
     verb = "would tell" if report.seeded else "tell"
+    if privacy.t is None:
+        return (
+            f"Whoever colludes, all contributions of all {formats.plural(privacy.rounds, 'round')} "
+            f"together {verb} an adversary no more about one {privacy.unit} than "
+            f"{_loss(privacy.epsilon)} allows ({_delta(privacy.delta)}, {privacy.relation}): "
+            f"the noise is in each site's own training."
+        )
     return (
         f"With {formats.plural(privacy.t, 'other site')} colluding and {privacy.d or 'none'} "
         f"dropping out, the aggregates of all {formats.plural(privacy.rounds, 'round')} together "
@@ -81,12 +90,19 @@ def what_epsilon(report: Report) -> str:
     )
 
 
-def what_this_site_spent(client: Client, ledger: SiteLedger, delta: float) -> str:
-    """The sentence on one site's own privacy loss, in this run and over all runs."""
+def what_this_site_spent(
+    client: Client, ledger: SiteLedger, delta: float, unit: str | None = None
+) -> str:
+    """The sentence on one site's own privacy loss, in this run and over all runs.
+
+    unit: whom the guarantee is for, where it is not the client's own unit of data.
+    """
+    unit = unit or client.unit
     if client.epsilon == "inf":
-        return f"Nothing bounds what this run's releases reveal about one {client.unit}: ε = ∞."
+        return f"Nothing bounds what this run's releases reveal about one {unit}: ε = ∞."
+    whom = "all that is" if unit == "client" else f"one {unit}"
     return (
-        f"This run reveals about one {client.unit} of {client.name} at most "
+        f"This run reveals about {whom} of {client.name} at most "
         f"{_loss(client.epsilon)} ({_delta(delta)}); with everyone else colluding, "
         f"{_loss(client.epsilon_isolated)}. Over all runs the ledger has charged "
         f"{_loss(ledger.spent_epsilon)}."
@@ -143,8 +159,11 @@ def _auroc(scores: Scores) -> float:
 def _epsilon_tile(report: Report) -> Tile:
     privacy = report.privacy
     isolated = formats.epsilon(privacy.epsilon_isolated)
-    note = f"Worst site, per {privacy.unit}, {formats.plural(privacy.rounds, 'round')}, t = "
-    note += f"{privacy.t}; {isolated} with everyone else colluding."
+    note = f"Worst site, per {privacy.unit}, {formats.plural(privacy.rounds, 'round')}, "
+    if privacy.t is None:
+        note += "whoever colludes."
+    else:
+        note += f"t = {privacy.t}; {isolated} with everyone else colluding."
     if privacy.epsilon == "inf":
         note = f"Nothing bounds what the releases reveal about one {privacy.unit}."
     elif why_not_private(report, privacy.epsilon):

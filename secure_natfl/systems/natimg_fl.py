@@ -15,6 +15,7 @@ This file knows nothing of keys, noise or messages.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch
 from secure_natfl.models import Network
 from secure_natfl.seeds import Seeds
 from secure_natfl.systems.betas import BETAS, Answer
+from secure_natfl.systems.private_head import Begin, PrivateHead, private_answer
 from secure_natfl.systems.speaking import Speaking, heads_answer, network_answer, train_heads
 from secure_natfl.training import Progress, Schedule, answers_of, features_of, logits_of
 
@@ -130,10 +132,16 @@ class NatImgFL:
     # At a site, upwards.
 
     def contribute(
-        self, speaking: Speaking, rows: Rows, round_number: int, returned: Returned | None
+        self,
+        speaking: Speaking,
+        rows: Rows,
+        round_number: int,
+        returned: Returned | None,
+        begin: Begin | None = None,
     ) -> Matrix:
         """Train what speaks, ask it about the proxies `rows`, weight by β → [M, layout size]."""
-        return self.weighted(self.speak(speaking, rows, round_number, returned), rows)
+        answer = self.speak(speaking, rows, round_number, returned, begin=begin)
+        return self.weighted(answer, rows)
 
     def speak(
         self,
@@ -142,12 +150,19 @@ class NatImgFL:
         round_number: int,
         returned: Returned | None,
         images: Tensor | None = None,
+        begin: Begin | None = None,
     ) -> Answer:
-        """The speaking model's answer on the proxies `rows`, or on other `images` as a control."""
+        """The speaking model's answer on the proxies `rows`, or on other `images` as a control.
+
+        begin: what a head that is trained under noise needs, and nothing else does.
+        """
         generator = self.seeds.torch("speak", speaking.site.name, round_number)
         if speaking.shards is None:
-            network = self._speaking_network(speaking, returned, generator)
             asked = self.federation.naturals.images[rows] if images is None else images
+            if speaking.head is not None:
+                network = self._private_network(speaking, speaking.head, round_number, begin)
+                return private_answer(network, asked, multi_label=speaking.head.multi_label)
+            network = self._speaking_network(speaking, returned, generator)
             return network_answer(network, speaking.site, asked)
         backbone, multi_label = speaking.backbone, self.federation.task.multi_label
         heads = train_heads(
@@ -304,6 +319,16 @@ class NatImgFL:
             self.options.distillation_weight if distillation else 0.0,
             self.options.temperature,
         )
+
+    def _private_network(
+        self, speaking: Speaking, head: PrivateHead, round_number: int, begin: Begin | None
+    ) -> Network:
+        """The public backbone with a head trained under noise, which `begin` charges for."""
+        site, classes = speaking.site.name, len(self.federation.task.classes)
+        network = fresh(speaking.backbone.network, classes, self.seeds.torch("head", site))
+        drawn = self.seeds.protective(os.urandom, "drawn images", site, round_number)
+        head.train(network, self.federation.naturals, begin, drawn)
+        return network
 
     def _speaking_network(
         self, speaking: Speaking, returned: Returned | None, generator: torch.Generator

@@ -1,7 +1,8 @@
 """Models that speak: all that a site ever says outside comes from one of these.
 
-Two kinds: M heads on the frozen public backbone, one per shard of patients; and, where no noise
-is asked for, one fine-tuned network. Neither is ever a personal model, nor is it built from one.
+Three kinds: M heads on the frozen public backbone, one per shard of patients; one head on it that
+is trained under noise; and one fine-tuned network, where a patient is not what noise hides. None
+is ever a personal model, nor is it built from one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from secure_natfl.federation import Site, class_shares
 from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch, ShardBatch, ShardHeads
 from secure_natfl.models import Network
 from secure_natfl.systems.betas import Answer
+from secure_natfl.systems.private_head import PrivateHead
 from secure_natfl.training import (
     Naturals,
     answers_of,
@@ -60,13 +62,14 @@ class PublicBackbone:
 class Speaking:
     """All that a contribution may be made from: public parts and one site's shards.
 
-    There is no personal model in it. `shards` is None where a fine-tuned network speaks; it is
-    then trained on the site's examples for speaking alone.
+    There is no personal model in it. `shards` or `head` where they speak; both are None where a
+    fine-tuned network speaks, which is then trained on the site's examples for speaking alone.
     """
 
     site: Site
     backbone: PublicBackbone
     shards: ShardBatch | None
+    head: PrivateHead | None = None
 
 
 def public_backbone(

@@ -14,8 +14,9 @@ from scipy import stats
 
 from protocols.errors import LedgerError, PrivacyError
 from protocols.ledger import Ledger
-from protocols.mechanisms import Bounded, Mechanism, NoNoise, Released, ReleaseKey, ShardTeachers
+from protocols.mechanisms import Bounded, NoNoise, Released, ReleaseKey, ShardTeachers
 from protocols.quantize import Layout, Segment
+from protocols.release import ClippedSum
 from protocols.sampler import seeded_random
 
 LAYOUT = Layout((Segment("logits", 4, 2),))
@@ -31,7 +32,7 @@ SHARDS = ShardTeachers(
     honest=3,
 )
 PLAIN = NoNoise(shards=5, clip_norm=2.0, clip_int=1000, size=8)
-MECHANISMS: list[Mechanism] = [SHARDS, PLAIN]
+MECHANISMS: list[ClippedSum] = [SHARDS, PLAIN]
 
 values = st.one_of(st.floats(-5, 5), st.floats(-1e6, 1e6), st.sampled_from([0.0, 1e12]))
 teachers = arrays(np.float64, (5, 8), elements=values)
@@ -90,14 +91,14 @@ def test_small_teachers_pass_unchanged() -> None:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("shape", [(4, 8), (5, 9), (8,)])
-def test_another_shape_than_planned_is_refused(mechanism: Mechanism, shape: Any) -> None:
+def test_another_shape_than_planned_is_refused(mechanism: ClippedSum, shape: Any) -> None:
     with pytest.raises(PrivacyError, match="planned for"):
         mechanism.bound(np.zeros(shape), LAYOUT)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_values_that_are_not_finite_are_refused(mechanism: Mechanism, bad: float) -> None:
+def test_values_that_are_not_finite_are_refused(mechanism: ClippedSum, bad: float) -> None:
     rows = some()
     rows[3, 3] = bad
     with pytest.raises(PrivacyError, match="NaN or infinity"):
@@ -132,7 +133,7 @@ def test_the_charge_is_on_disk_before_noise_is_drawn(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_retry_sends_the_same_integers_and_costs_nothing(
-    ledger: Ledger, mechanism: Mechanism
+    ledger: Ledger, mechanism: ClippedSum
 ) -> None:
     first = mechanism.release(mechanism.bound(some(), LAYOUT), ledger, KEY, os.urandom)
     # Even when training gave other logits the second time.

@@ -121,9 +121,9 @@ def test_the_noise_control_asks_about_images_without_content(world, terms, tmp_p
     asked = []
     speak = system.speak
 
-    def watched(speaking, rows, round_number, returned, images=None):
+    def watched(speaking, rows, round_number, returned, images=None, begin=None):
         asked.append((len(rows), images))
-        return speak(speaking, rows, round_number, returned, images)
+        return speak(speaking, rows, round_number, returned, images, begin)
 
     system.speak = watched
     made = [
@@ -180,7 +180,7 @@ class _Silent:
 
     def __init__(self, mechanism):
         assert isinstance(mechanism, ShardTeachers)
-        self.grid, self.clip_int, self.step = mechanism.grid, mechanism.clip_int, mechanism.step
+        self.total, self.step = mechanism.total, mechanism.step
 
 
 def test_every_baseline_is_named_for_people():

@@ -16,6 +16,21 @@ QUICK = ("--set", "speed.threads=1")
 """One thread: two are slower beside other work on a machine of two cores."""
 
 
+TRAINED = ("--set", "privacy.mechanism=dp-sgd", "--set", "privacy.epsilon=1")
+TRAINED += ("--set", "privacy.steps=5", "--set", "privacy.rate=0.5")
+
+EACH = """
+import json, sys
+from secure_natfl.cli import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code)
+"""
+
+
 def natfl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "secure_natfl", *arguments],
@@ -156,6 +171,50 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, tmp_path, homes)
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guarantee_that_cannot_be_given_is_refused_with_what_would_work(tmp_path, homes):
+    """Eight commands, one after another in one process: most of each is loading."""
+    preset = (ROOT / "secure_natfl" / "presets" / "smoke.toml").read_text()
+    # 30 images at three sites: four training patients at one of them.
+    (tmp_path / "few.toml").write_text(preset.replace("images = 360", "images = 30"))
+    smoke = ("check", "smoke")
+    refused = [
+        ([*smoke, "--set", "ledger.budget_epsilon=2"], "a budget of ε = 8.000"),
+        ([*smoke, *TRAINED, "--set", "ledger.budget_epsilon=0.5"], "releases would fit"),
+        ([*smoke, *TRAINED, "--set", "privacy.rate=1.5"], "less than or equal to 1"),
+        ([*smoke, *TRAINED, "--set", "privacy.epsilon=-1"], "greater than 0"),
+        ([*smoke, *TRAINED, "--set", "privacy.delta=0.02"], "set it to at most 0.002"),
+        ([*smoke, *TRAINED, "--set", "privacy.rate=0.01"], "set the rate to 0.0"),
+        ([*smoke, "--set", "privacy.mechanism=client-gaussian"], "privacy.override = true"),
+        (["check", "few.toml", *TRAINED], "(6 are asked for at least)"),
+    ]
+    played = subprocess.run(
+        [sys.executable, "-c", EACH, json.dumps([arguments for arguments, _ in refused])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1", **homes},
+        check=True,
+    )
+    lines = played.stderr.strip().splitlines()
+    assert len(lines) == len(refused)
+    for line, (arguments, says) in zip(lines, refused, strict=True):
+        assert says in line, arguments
+        assert line.startswith("error: ")
+    assert played.stdout.split() == ["2"] * len(refused)
+
+
+def test_a_run_that_trains_under_noise_reports_its_guarantee(tmp_path, homes):
+    short = ("--set", "system.rounds=1", "--set", "run.baselines=false")
+    done = natfl("run", "smoke", "--out", "D", *TRAINED, *short, *QUICK, cwd=tmp_path, **homes)
+    assert done.returncode == 0, done.stderr
+    privacy = json.loads((tmp_path / "D" / "report.json").read_text())["privacy"]
+    assert (privacy["mechanism"], privacy["relation"]) == ("dp-sgd", "add_or_remove_one")
+    assert 0.99 < privacy["epsilon"] == privacy["epsilon_isolated"] <= 1.0
+    assert privacy["guarantee"]["parameters"]["steps"] == 5
+    assert [site["lines"] for site in privacy["ledger"]] == [1, 1, 1]
 
 
 def test_info_tells_versions_and_presets(tmp_path, homes):

@@ -47,7 +47,7 @@ GOOD = HOSPITAL.format(name="county") + REST
         ("system.roundss=3", ("system.roundss: unknown key", "'rounds'")),
         ("sistem.rounds=3", ("sistem: unknown key", "'system'")),
         ("data.zzz=3", ("data.zzz: unknown key", "hospitals", "split_seed")),
-        ("privacy.mechanism=dp-sgd", ("privacy", "dp-sgd", "shard-teachers")),
+        ("privacy.mechanism=pate", ("privacy", "pate", "shard-teachers", "dp-sgd")),
         ("aggregation.kind=threshold", ("aggregation", "threshold", "ckks")),
         ("aggregation.kind=slots", ("aggregation: ", "protects nobody", "unsafe = true")),
         ("aggregation.custody=shared", ("aggregation.custody: ", "threshold", "decryptor")),

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from protocols.errors import NatflError
+from secure_natfl.dp_training import Cohort, Recipe
 from secure_natfl.federation import Site
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.heads import ShardBatch
 from secure_natfl.systems import betas
 from secure_natfl.systems.betas import BETAS, Answer
 from secure_natfl.systems.natimg_fl import NatImgFL, Released, Returned
+from secure_natfl.systems.private_head import PrivateHead
 from secure_natfl.systems.speaking import PublicBackbone, Speaking
 from secure_natfl.training import answers_of
 
@@ -442,10 +444,15 @@ def test_personal_and_speaking_models_share_no_memory(world):
 
 
 def test_no_type_on_the_way_out_holds_a_personal_model():
-    """`Speaking` is public parts and shards; the one network in it is the public backbone's."""
+    """`Speaking` is public parts and units; the one network in it is the public backbone's."""
     hints = typing.get_type_hints(Speaking)
-    assert hints == {"site": Site, "backbone": PublicBackbone, "shards": ShardBatch | None}
-    for holder in (Speaking, Site, ShardBatch, Returned):
+    assert hints == {
+        "site": Site,
+        "backbone": PublicBackbone,
+        "shards": ShardBatch | None,
+        "head": PrivateHead | None,
+    }
+    for holder in (Speaking, Site, ShardBatch, PrivateHead, Cohort, Recipe, Returned):
         for hint in typing.get_type_hints(holder).values():
             assert not (isinstance(hint, type) and issubclass(hint, nn.Module))
     for step in (NatImgFL.contribute, NatImgFL.speak, NatImgFL.weighted):

@@ -12,9 +12,10 @@ from protocols.policy import effective
 from protocols.quantize import Layout, Segment
 from secure_natfl.data.records import Records
 from secure_natfl.federation import examples
+from secure_natfl.planner import PATIENTS_PER_SHARD, teachers_of
 from secure_natfl.protection import Protection, session_of
 from secure_natfl.seeds import Seeds
-from secure_natfl.terms import PATIENTS_PER_SHARD, agree, teachers_of
+from secure_natfl.terms import agree
 
 SESSION = "a" * 32
 SYSTEM = Seeds(b"r" * 32, seeded=False)
@@ -144,6 +145,13 @@ def test_too_few_patients_for_two_shards_are_refused_by_name(world, tiny):
     federation = with_patients(world, (30, 5, 6))
     with pytest.raises(PrivacyError, match=r"children-2: 5 patients are too few for two shards"):
         agreed(world, tiny(), federation)
+
+
+@pytest.mark.parametrize("mechanism", ["dp-sgd", "client-gaussian"])
+def test_one_patient_is_no_crowd(world, tiny, mechanism):
+    config = tiny(f"privacy.mechanism={mechanism}")
+    with pytest.raises(PrivacyError, match=r"children-2: 1 patient\(s\) are too few .*leave"):
+        agreed(world, config, with_patients(world, (30, 1, 6)))
 
 
 def test_without_noise_there_is_one_teacher_or_as_many_shards(world, tiny):
@@ -474,8 +482,10 @@ def test_a_changed_layout_is_not_read_as_the_old_one(protect, world, planned, tm
         config, world.federation, terms, smaller, SESSION, tmp_path / "run", world.seeds
     ) as other:
         given = {name: np.zeros((m.shards, smaller.size)) for name, m in terms.mechanisms.items()}
-        with pytest.raises(PrivacyError, match="shape"):
+        with pytest.raises(LedgerError, match="120 integers are stored, the layout has 90"):
             other.play(0, np.arange(30), given)
+        with pytest.raises(PrivacyError, match="shape"):
+            other.play(1, np.arange(40, 70), given)
 
 
 def test_the_ledgers_of_a_run_say_what_was_released(protect):
