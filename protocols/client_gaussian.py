@@ -166,7 +166,7 @@ def plan_clients(
 
 
 def _offer(epsilon: float) -> str:
-    return f"ε = {epsilon:g}" if epsilon <= _LOOSEST else f"no ε up to {_LOOSEST:g}"
+    return f"or ε = {epsilon:g}" if epsilon <= _LOOSEST else f"no ε up to {_LOOSEST:g} would do"
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,6 @@ class _Worst:
             f"to noise {now.signal_to_noise:.3g}",
             where=f"group {self.group}",
             why=f"{self.members} clients are no crowd to hide one in, at ε = {epsilon:g}",
-            fix=f"shard-teachers, which hide a patient among patients; or {members} clients, or "
+            fix=f"shard-teachers, which hide a patient among patients; or {members} clients; "
             f"{_offer(enough)}; or override the refusal for a study",
         )
