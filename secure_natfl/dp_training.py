@@ -150,43 +150,29 @@ def train_head(
     """A linear X-ray head on frozen features, trained from zero, in place: almost free.
 
     `begin(size)` charges and hands out the Descent for that many parameters; it is called after
-    every check has passed. It trains in coordinates in which the natural images' features are
-    centred and nearly white: equal steps then change answers to natural images equally, and few
-    steps, so little noise, suffice. Their root mean square norm is 1, so that one clip fits every
-    backbone. All this is public. `recipe.views` is not heeded.
+    every check has passed. Features are centred and scaled by the natural images' statistics, so
+    that the head costs no more than its steps, and to a root mean square norm of 1, so that one
+    clip fits every backbone. `recipe.views` is not heeded.
     """
     if network.groups != 1:
         raise ModelError(f"has {network.groups} X-ray heads", fix="train one head under DP")
     open_features = features_of(network.backbone, naturals.images).double()
-    mean, turn = open_features.mean(0), whitening(open_features)
-    features = ((features_of(network.backbone, cohort.tensors[0]) - mean) @ turn).float()
+    mean = open_features.mean(0)
+    scale = open_features.std(0).clamp_min(1e-6) * network.features**0.5
+    features = ((features_of(network.backbone, cohort.tensors[0]) - mean) / scale).float()
     head = skip_init(nn.Linear, network.features, network.classes)  # type: ignore[no-untyped-call]
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
     loss = RecordLoss(multi_label)
-    probe = _feature_probe(((open_features - mean) @ turn).float(), network.classes)
+    probe = _feature_probe(((open_features - mean) / scale).float(), network.classes)
     gradients = UnitGradients(head, loss, probe)
     lifted = Cohort((features, *cohort.tensors[1:]), cohort.units)
     plain = Recipe(**{**recipe.__dict__, "views": 0})
     train(gradients, lifted, begin(gradients.size), plain, random=random, progress=progress)
     with torch.no_grad():
-        weight = head.weight.double() @ turn.T
+        weight = head.weight.double() / scale
         network.xray.weight.copy_(weight)
         network.xray.bias.copy_(head.bias - weight @ mean)
-
-
-def whitening(features: Tensor, floor: float = 0.1) -> Tensor:
-    """The matrix [d, d], float64, that makes centred public `features` [n, d] nearly white.
-
-    Directions are divided by the root of their variance plus `floor` times the mean variance, so
-    that those in which natural images hardly differ are not blown up; then all by one figure, for
-    a root mean square norm of 1.
-    """
-    centred = features - features.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    turn = vectors / (values.clamp_min(0) + floor * values.mean() + 1e-12).sqrt()
-    norm = (centred @ turn).square().sum(1).mean().sqrt().clamp_min(1e-6)
-    return torch.as_tensor(turn / norm)
 
 
 def thaw(network: Network, blocks: int | None) -> None:

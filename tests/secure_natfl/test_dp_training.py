@@ -23,7 +23,6 @@ from secure_natfl.dp_training import (
     thaw,
     train,
     train_head,
-    whitening,
 )
 from secure_natfl.flat_optimiser import FlatOptimiser
 from secure_natfl.models import Network
@@ -404,18 +403,3 @@ def test_recipes_that_make_no_sense_are_refused():
     for options in ({"rate": 0}, {"images": 0}, {"momentum": 1}, {"average": 1}, {"ahead": -1}):
         with pytest.raises(ConfigError, match="recipe"):
             Recipe(**{"rate": 0.1, **options})
-
-
-def test_whitening_evens_out_what_varies_and_blows_up_nothing():
-    """A feature of a thousandth and one that is constant, beside ones of unit size."""
-    draw = torch.randn(4000, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    features = draw * torch.tensor([30.0, 3.0, 1.0, 1.0, 1e-3, 0.0]) + 7
-    centred = features - features.mean(0)
-    turned = centred @ whitening(features, floor=1e-3)
-    assert turned.square().sum(1).mean() == pytest.approx(1)
-    spreads = turned.std(0).sort().values
-    assert spreads[-1] / spreads[-2] < 1.2
-    assert spreads[0] < 1e-9
-    assert spreads[1] < 0.01 * spreads[-1]
-    before = centred.std(0).sort().values
-    assert before[-1] / before[-2] > 9
