@@ -23,25 +23,17 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
 
-from protocols.accounting import (
-    ADD_OR_REMOVE_ONE,
-    Event,
-    check_target,
-    compose,
-    subsampled_epsilon,
-    total_delta,
-)
+from protocols.accounting import ADD_OR_REMOVE_ONE, Event, check_target, compose, total_delta
 from protocols.chain import RandomBytes
 from protocols.errors import PrivacyError
 from protocols.ledger import Ledger, ReleaseKey
+from protocols.noise_search import LEAST, MOST, least_noise
 from protocols.quantize import Floats, Integers
 from protocols.sampler import DISTANCE, discrete_gaussian
 from protocols.unit_clip import clipped
 
 _SEAL = object()
-_LEAST_NOISE, _MOST_NOISE = 0.05, 2.0**18
 # About where the deviation of the integer noise lies, and the coarsest grid of a clip norm.
 _WIDTH, _COARSEST = 2.0**30, 2**20
 
@@ -53,7 +45,8 @@ class DpSgd:
     clip_norm: L2 clip of a unit's gradient, real units. noise_multiplier: deviation of the noise
     on the sum, in clip norms, 0.05 to 2^18. rate: probability (above 0, at most 1) with which each
     unit is in a step's sample, public. steps: steps of one charge. size: trainable parameters.
-    expected: public normaliser, expected units per step. Relation: add or remove one unit.
+    expected: public normaliser, expected units per step. layers: what the parameters are, for
+    statements. Relation: add or remove one unit.
     """
 
     clip_norm: float
@@ -62,6 +55,7 @@ class DpSgd:
     steps: int
     size: int
     expected: float
+    layers: str = "all"
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
@@ -77,10 +71,10 @@ class DpSgd:
                 f"clip norm {self.clip_norm:g}, {self.expected:g} units expected per step",
                 fix="use finite figures above 0, for instance a clip norm of 1",
             )
-        if not _LEAST_NOISE <= self.noise_multiplier <= _MOST_NOISE:
+        if not LEAST <= self.noise_multiplier <= MOST:
             raise PrivacyError(
                 f"noise multiplier {self.noise_multiplier:g}",
-                fix=f"choose it between {_LEAST_NOISE:g} and {_MOST_NOISE:g}",
+                fix=f"choose it between {LEAST:g} and {MOST:g}",
             )
 
     @classmethod
@@ -95,6 +89,7 @@ class DpSgd:
         steps: int,
         size: int,
         expected: float,
+        layers: str = "all",
     ) -> DpSgd:
         """The least noise (to 1e-4) whose ε over `rounds` charges is at most `epsilon`.
 
@@ -108,6 +103,7 @@ class DpSgd:
             steps=steps,
             size=size,
             expected=expected,
+            layers=layers,
         )
         check_target(epsilon, delta, math.ceil(expected / rate))
         if rounds < 1 or epsilon == math.inf:
@@ -115,7 +111,7 @@ class DpSgd:
                 f"{rounds} rounds at ε = {epsilon:g}",
                 fix="plan at least 1 round at a finite ε, or choose the mechanism none",
             )
-        noise = _least_noise(epsilon, delta, rate, rounds * steps)
+        noise = least_noise(epsilon, delta, rate, rounds * steps)
         plan = replace(draft, noise_multiplier=noise)
         total = total_delta(epsilon, delta, rounds * plan.event().slack)
         if total > 1.01 * delta:
@@ -177,7 +173,8 @@ class DpSgd:
             f"One training of {self.steps} steps satisfies ({spent.epsilon:.4g}, 1e-05)-DP with "
             f"respect to {ADD_OR_REMOVE_ONE} of one unit: each step sums the gradients of a "
             f"Poisson sample of rate {self.rate:g}, each unit clipped as a whole to L2 norm "
-            f"{self.clip_norm:g} over {self.size} parameters, with Gaussian noise of "
+            f"{self.clip_norm:g} over {self.size} parameters (layers: {self.layers}), with "
+            f"Gaussian noise of "
             f"{self.noise_multiplier:.4g} clip norms; off this ideal by at most "
             f"{self.event().slack:.1e} in total variation. Outputs of the trained model cost "
             f"nothing more."
@@ -262,32 +259,3 @@ def poisson_sample(units: int, rate: float, random: RandomBytes) -> Integers:
     coins: NDArray[np.uint64] = np.frombuffer(random(8 * units), dtype="<u8")
     chosen: Integers = np.flatnonzero(coins < np.uint64(int(Fraction(rate) * 2**64)))
     return chosen
-
-
-def _least_noise(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier, to 1e-4, at which `steps` cost at most `epsilon`."""
-
-    def excess(log_noise: float) -> float:
-        kind = ((rate, math.exp(log_noise), steps),)
-        spent = subsampled_epsilon(kind, delta, ADD_OR_REMOVE_ONE)[0]
-        # On this scale the curve is nearly straight, and the search short.
-        return math.log(max(spent, 1e-9) / epsilon)
-
-    least, most = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
-    # Small steps add up like one Gaussian; the search starts near there.
-    low = min(max(math.log(rate * math.sqrt(steps) / epsilon), least), most)
-    while excess(low) <= 0:
-        if low == least:
-            return _LEAST_NOISE
-        low = max(low - math.log(2), least)
-    high = min(low + math.log(2), most)
-    while excess(high) > 0:
-        if high == most:
-            raise PrivacyError(
-                f"ε = {epsilon:g} for {steps} steps at rate {rate:g}",
-                why=f"it takes a noise multiplier above {_MOST_NOISE:g}",
-                fix=f"ε = {1.01 * epsilon * math.exp(excess(most)):.3g} would work, or fewer steps",
-            )
-        low, high = high, min(high + math.log(2), most)
-    root = optimize.brentq(excess, low, high, xtol=2e-5)
-    return math.exp(next(x for x in (root, root + 2e-5, root + 4e-5, high) if excess(x) <= 0))

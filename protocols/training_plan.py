@@ -38,6 +38,7 @@ class TrainingPlan(Plan):
         steps: int,
         span: float,
         size: int,
+        layers: str = "all",
         bits: int = RELEASED_BITS,
     ) -> TrainingPlan:
         """The plan with the least noise whose ε is at most `epsilon` at every site.
@@ -45,6 +46,7 @@ class TrainingPlan(Plan):
         groups, units, parameters: per site its group, its public number of units, and how many
         parameters it trains. clip_norm, rate, steps: as of `DpSgd`, alike at all sites; steps of
         one round. span: largest value sent, real units. size: released integers per round.
+        layers: what the parameters are, for statements.
         Raises PrivacyError as `DpSgd.calibrate` does, naming the site, and where a site would
         have less than one unit in a step.
         """
@@ -64,6 +66,7 @@ class TrainingPlan(Plan):
                     steps=steps,
                     size=parameters[site],
                     expected=rate * units[site],
+                    layers=layers,
                 )
             mechanisms[site] = TrainedOutput(size=size, bits=bits, training=training, span=span)
         return cls(mechanisms, dict(groups), rounds, delta)

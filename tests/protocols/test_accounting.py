@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import math
 import re
 import subprocess
@@ -84,6 +85,7 @@ def test_the_ends_of_the_scale() -> None:
     assert epsilon_from_rho(math.inf, 1e-5) == math.inf
     assert rho_from_epsilon(math.inf, 1e-5) == math.inf
     assert gaussian_epsilon(0.0, 1e-5) == 0
+    assert gaussian_epsilon(math.inf, 1e-5) == math.inf
 
 
 @pytest.mark.parametrize("rho", [-1.0, math.nan])
@@ -108,6 +110,12 @@ def test_delta_must_be_below_one_over_the_units() -> None:
     check_target(1.0, 0.0099, units=100)
     with pytest.raises(PrivacyError, match=r"one over 100 units.*choose δ = 1e-05"):
         check_target(1.0, 0.01, units=100)
+    with pytest.raises(PrivacyError, match="choose δ = 5e-08 or less"):
+        check_target(1.0, 1e-5, units=2_000_000)
+    for units in (0, 1):
+        check_target(1.0, 0.9, units=units)
+    with pytest.raises(PrivacyError, match=r"between 0 and 1\).*choose δ = 1e-05"):
+        check_target(1.0, 1.0)
 
 
 def test_composition_adds_rho_and_converts_once() -> None:
@@ -123,6 +131,8 @@ def test_composition_adds_rho_and_converts_once() -> None:
 def test_one_unprotected_release_makes_epsilon_infinite() -> None:
     free = Event("none", REPLACE_ONE, math.inf, math.inf, 0.0, 0.0, 0.0)
     assert compose([event(), free], 1e-5).epsilon == math.inf
+    with_steps = compose([dataclasses.replace(free, relation=ADD_OR_REMOVE_ONE), steps()], 1e-5)
+    assert with_steps.epsilon == with_steps.cross_check == math.inf
 
 
 def test_what_is_not_ideal_is_charged_to_delta() -> None:
@@ -130,6 +140,9 @@ def test_what_is_not_ideal_is_charged_to_delta() -> None:
     expected = 1e-5 + (1 + math.exp(spent.epsilon)) * 3e-9
     assert spent.delta_total == pytest.approx(expected, rel=1e-12)
     assert total_delta(1000.0, 1e-5, 1e-9) == 1.0
+    assert total_delta(math.inf, 1e-5, 1e-9) == 1e-5
+    parts = Event("shard-teachers", REPLACE_ONE, 0.1, 0.1, 1e-9, 2e-9, 4e-9)
+    assert parts.slack == pytest.approx(7e-9, rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize("rho", [0.1, 1e-300, math.inf])
@@ -299,6 +312,7 @@ def test_where_no_loss_distribution_is_finite_renyi_stands_in() -> None:
     epsilon, method = subsampled_epsilon(kind, 1e-16, ADD_OR_REMOVE_ONE)
     assert method == "RDP"
     assert subsampled_epsilon(kind, 1e-12, ADD_OR_REMOVE_ONE)[0] < epsilon < math.inf
+    assert epsilon == compose([steps(1.0)], 1e-16).cross_check
     assert subsampled_epsilon(kind, 1e-16, REPLACE_ONE) == (math.inf, "RDP")
 
 

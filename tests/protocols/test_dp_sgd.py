@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy import stats
+from scipy import optimize, stats
 
 from protocols.accounting import ADD_OR_REMOVE_ONE, compose
 from protocols.chain import RandomBytes
@@ -21,7 +21,7 @@ from protocols.dp_sgd import Descent, DpSgd, poisson_sample
 from protocols.errors import LedgerError, PrivacyError
 from protocols.ledger import Ledger, ReleaseKey
 from protocols.sampler import seeded_random
-from protocols.unit_clip import clipped
+from protocols.unit_clip import _write, clipped
 
 KEY = ReleaseKey("session", 0)
 SIZE = 6
@@ -135,6 +135,15 @@ def test_the_clip_is_exact_for_long_vectors(size: int, kind: type) -> None:
     gradient = np.random.default_rng(1).normal(size=size).astype(kind) * kind(30)
     integers = clipped(gradient, size, 0.5, 2**31)
     assert 2**31 * (1 - 1e-5) < math.isqrt(norm_squared(integers)) <= 2**31
+
+
+@pytest.mark.parametrize("bits", [10, 24, 37])
+def test_squares_are_counted_exactly(bits: int) -> None:
+    values = np.random.default_rng(2).integers(-(2**bits), 2**bits, 20_000)
+    parts = (values[i : i + 8192].astype(float) for i in range(0, values.size, 8192))
+    copied = np.zeros_like(values)
+    assert _write(parts, copied) == norm_squared(values)
+    assert np.array_equal(copied, values)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((SIZE, 1)), np.zeros(SIZE + 1), np.zeros(SIZE, int)])
@@ -414,7 +423,9 @@ def test_a_descent_is_not_made_by_hand_nor_copied(ledger: Ledger) -> None:
 # Plans.
 
 
-@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(1.0, 0.1, 50), (8.0, 0.25, 40)])
+@pytest.mark.parametrize(
+    ("epsilon", "rate", "steps"), [(0.1, 0.1, 50), (1.0, 0.1, 50), (8.0, 0.25, 40)]
+)
 def test_calibration_meets_its_epsilon_over_all_rounds(
     epsilon: float, rate: float, steps: int
 ) -> None:
@@ -430,10 +441,22 @@ def test_calibration_meets_its_epsilon_over_all_rounds(
         expected=500 * rate,
     )
     spent = compose([chosen.event()] * rounds, 1e-5)
-    assert epsilon * 0.999 <= spent.epsilon <= epsilon
+    assert epsilon * 0.9998 <= spent.epsilon <= epsilon
     assert spent.delta_total <= 1.01e-5
     assert spent.accountant == "PLD"
     assert spent.epsilon == spent.epsilon_isolated < spent.cross_check < 1.35 * epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.2, 1.0, 8.0])
+def test_without_sampling_calibration_gives_the_noise_of_one_gaussian(epsilon: float) -> None:
+    # Balle and Wang 2018, Theorem 8: steps of noise z are one Gaussian of noise z / √steps.
+    def delta(noise: float) -> float:
+        mu = math.sqrt(20) / noise
+        left, right = stats.norm.cdf([mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu])
+        return float(left - math.exp(epsilon) * right)
+
+    exact = optimize.brentq(lambda noise: delta(noise) - 1e-5, 0.5, 1000)
+    assert exact <= calibrated(epsilon=epsilon, rate=1.0).noise_multiplier <= 1.0002 * exact
 
 
 def calibrated(**changes: Any) -> DpSgd:

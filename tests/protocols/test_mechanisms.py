@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from protocols.accounting import REPLACE_ONE, Event
 from protocols.errors import LedgerError, PrivacyError
 from protocols.ledger import Ledger
 from protocols.mechanisms import Bounded, NoNoise, Released, ReleaseKey, ShardTeachers
@@ -227,6 +228,8 @@ def test_sites_without_noise_share_the_finest_grid() -> None:
     assert {m.clip_int for m in plans.values()} == {(2**19 - 1) // 50}
     assert plans["b"].signal_bound <= plans["b"].limit < 51 * plans["b"].clip_int
     assert plans["a"].grid.step == plans["b"].grid.step == 4.0 / plans["a"].clip_int
+    (alone,) = NoNoise.for_sites(shards={"a": 1}, clip_norm=4.0, size=8, bits=20).values()
+    assert alone.clip_int == alone.limit == 2**19 - 1
 
 
 @pytest.mark.parametrize("shards", [{}, {"a": 0}])
@@ -239,8 +242,12 @@ def test_the_event_counts_only_honest_shares() -> None:
     event = SHARDS.event()
     assert event.rho_isolated == pytest.approx(2000**2 / (2 * 3000**2))
     assert event.rho == pytest.approx(2000**2 / (2 * (math.sqrt(3) * 3000) ** 2))
-    assert event.clamp == pytest.approx(3 * 8 * 2 * math.exp(-50))
+    assert event.clamp == pytest.approx(3 * 8 * 2 * math.exp(-50), rel=1e-9, abs=0)
     assert event.sampling == 3 * 8 * 2.0**-110
+
+
+def test_a_release_without_noise_is_infinitely_dear_and_exact() -> None:
+    assert PLAIN.event() == Event("none", REPLACE_ONE, math.inf, math.inf, 0.0, 0.0, 0.0)
 
 
 def test_closeness_is_the_published_bound_for_equal_weights() -> None:
@@ -250,12 +257,22 @@ def test_closeness_is_the_published_bound_for_equal_weights() -> None:
     assert published <= narrow.closeness <= 2 * published
     assert narrow.closeness < 1e-60
     assert dataclasses.replace(narrow, honest=1).closeness == 0
+    # By hand: ten times the two other shares, each at the largest term.
+    assert narrow.closeness == pytest.approx(20 * math.exp(-16 * math.pi**2), rel=1e-9, abs=0)
+
+
+def test_closeness_counts_a_weighted_share_as_narrower_by_the_largest_weight() -> None:
+    # α = 3 of 3: the narrowest share is σ = 12, and counts as 12/3.
+    weighted = dataclasses.replace(SHARDS, alpha=3, alpha_max=3, sigma_share=12.0)
+    assert weighted.closeness == pytest.approx(20 * math.exp(-16 * math.pi**2), rel=1e-9, abs=0)
 
 
 def test_the_statement_names_its_figures() -> None:
     text = SHARDS.statement()
     for part in ("zCDP", "replace_one of one patient", "5 teachers", "norm 2 over all 8 values"):
         assert part in text
+    # 3000 grid steps of 2/1000.
+    assert "share σ = 6 in" in text
 
 
 @pytest.mark.parametrize(

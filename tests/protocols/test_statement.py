@@ -51,6 +51,7 @@ def test_the_figures_are_the_accountants() -> None:
         "steps": 48,
         "size": 1026,
         "expected": 50.0,
+        "layers": "all",
     }
 
 
