@@ -45,7 +45,9 @@ class Part(NamedTuple):
 class Rule(Protocol):
     """Which thresholds a bound may use."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in a report."""
 
     def parts(
         self, inside: Floats, outside: Floats, confidence: float, worth: Callable[[Counts], float]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 
@@ -10,8 +11,15 @@ import pytest
 from protocols.promises import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
+MUTANTS = Path(__file__).with_name("test_mutants.py")
 SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 PARTS = ("Statement", "Adversary", "Assumption", "Mechanism", "Tests")
+OF_PRIVACY = {*range(2, 10), *range(34, 39)}
+"""Claims about differential privacy: these have a sixth part, Mutants."""
+
+PROMISE = re.compile(r"\*([^*]+)\*: (`[^`]+`(?:, `[^`]+`)*)(?:; |$)")
+"""*words of the statement*: the planted defects that break what they say."""
+
 NOT_RUN = re.compile(r"mark\.(skip|skipif|xfail|nightly)\b|pytest\.(skip|xfail|importorskip)\(")
 FORBIDDEN = re.compile(r"compliant|fully private", re.IGNORECASE)
 
@@ -33,12 +41,15 @@ def faults(text: str) -> list[str]:
     wrong = [] if list(found) == list(range(1, len(found) + 1)) else [f"numbers {list(found)}"]
     wrong += [] if found else ["there is no claim"]
     for number, parts in found.items():
-        if tuple(parts) != PARTS or not all(parts.values()):
+        expected = (*PARTS, "Mutants") if number in OF_PRIVACY else PARTS
+        if tuple(parts) != expected or not all(parts.values()):
             wrong.append(f"C{number} has the parts {list(parts)}")
             continue
         wrong += [f"C{number}: {fault}" for fault in _file_faults(parts["Mechanism"])]
         wrong += [f"C{number}: {fault}" for fault in _test_faults(parts["Tests"])]
-    return wrong
+        if number in OF_PRIVACY:
+            wrong += [f"C{number}: {fault}" for fault in _mutant_faults(**parts)]
+    return wrong + _unclaimed(found)
 
 
 def _file_faults(mechanism: str) -> list[str]:
@@ -59,6 +70,39 @@ def _test_faults(tests: str) -> list[str]:
         elif not _functions(file)[function]:
             wrong.append(f"{file}::{function} may be skipped or fail")
     return wrong
+
+
+def _promises(mutants: str) -> dict[str, list[str]]:
+    """Words of a statement → the planted defects that break it."""
+    return {words: re.findall("`([^`]+)`", names) for words, names in PROMISE.findall(mutants)}
+
+
+def _mutant_faults(Statement: str, Mutants: str, **others: str) -> list[str]:  # noqa: N803
+    """Every sentence of the statement is quoted in part, and every quote has its defects."""
+    found = _promises(Mutants)
+    rest = PROMISE.sub("", Mutants).strip()
+    wrong = [f"{rest!r} names no mutant"] if rest else []
+    wrong += [f"{words!r} is not promised" for words in found if words not in Statement]
+    wrong += [
+        f"no mutant breaks {sentence!r}"
+        for sentence in re.split(r"(?<=\.) ", Statement)
+        if not any(words in sentence for words in found)
+    ]
+    named = {name for names in found.values() for name in names}
+    return wrong + [f"there is no mutant {name!r}" for name in sorted(named - _planted())]
+
+
+def _unclaimed(found: dict[int, dict[str, str]]) -> list[str]:
+    """Planted defects that no claim names."""
+    promises = [_promises(parts.get("Mutants", "")) for parts in found.values()]
+    named = {name for each in promises for names in each.values() for name in names}
+    return [f"no claim names the mutant {name!r}" for name in sorted(_planted() - named)]
+
+
+@cache
+def _planted() -> set[str]:
+    """The names of all cases of test_mutants.py, which says of each that it is found."""
+    return {case.name for case in runpy.run_path(str(MUTANTS))["CASES"]}
 
 
 @cache
@@ -106,6 +150,13 @@ def test_every_claim_is_whole_and_its_tests_exist_and_run() -> None:
             "names",
         ),
         ("## Claims", "## Promises", "there is no claim"),
+        ("- **Mutants:** *on disk", "- **Defects:** *on disk", "parts"),
+        ("`noise before the charge`", "`noise after the charge`", "there is no mutant"),
+        ("`noise before the charge`, ", "", "no claim names the mutant"),
+        ("*is charged to δ*", "*is charged to nobody*", "is not promised"),
+        ("Nothing is refunded.", "Everything is refunded.", "is not promised"),
+        ("Nothing is refunded.", "Nothing is refunded. It is fast.", "no mutant breaks 'It is"),
+        ("*on disk before its noise", "on disk before its noise", "names no mutant"),
     ],
 )
 def test_each_kind_of_fault_is_found(old: str, new: str, fault: str) -> None:

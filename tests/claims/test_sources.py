@@ -107,4 +107,6 @@ def test_whoever_asks_for_protective_randomness_hands_in_the_operating_systems()
         for name, _ in called(tree)
         if name.split(".")[-1] == "seeded_random"
     }
-    assert users == {"secure_natfl/seeds.py"}
+    # A laboratory of attacks plays rounds that nobody receives.
+    laboratory = {path for path in users if path.startswith("secure_natfl/leakage/")}
+    assert users - laboratory == {"secure_natfl/seeds.py"}

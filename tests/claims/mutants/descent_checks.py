@@ -11,9 +11,10 @@ from attacks.auditing import Explicit, audit
 from attacks.gradient_canaries import claim_of, train, two_worlds
 from attacks.leakage_bounds import TwoWorldGaussian
 from protocols.dp_sgd import DpSgd
-from protocols.errors import PrivacyError
+from protocols.errors import LedgerError, PrivacyError
 from protocols.ledger import Ledger
 from protocols.mechanisms import ReleaseKey
+from protocols.quantize import Layout, Segment
 
 SURE = 1 - 1e-6
 
@@ -30,9 +31,13 @@ def plan(kind=DpSgd, rate=1.0, steps=1, size=2):
     )
 
 
-def begun(made):
+def throwaway(made):
     figures = {"relation": made.event().relation, "budget_epsilon": None, "delta": 1e-5}
-    ledger = Ledger(Path(":memory:"), "a", "patients", **figures)
+    return Ledger(Path(":memory:"), "a", "patients", **figures)
+
+
+def begun(made):
+    ledger = throwaway(made)
     return ledger, made.begin(ledger, ReleaseKey("study", 0), os.urandom)
 
 
@@ -78,6 +83,37 @@ def goes_on_unpaid(kind):
             descent.step([])
     except PrivacyError:
         return False
+    return True
+
+
+def samples_unpaid(kind):
+    """A unit may be sampled before the ledger has a line for all steps."""
+    made = plan(kind, steps=3)
+    ledger, _ = begun(made)
+    return [line["event"].get("steps") for line in ledger.lines()] != [made.steps]
+
+
+def speaks_too_often(kind):
+    """A training speaks before its end, a second time, or otherwise on a retry."""
+    made = kind(training=plan(steps=2), span=8.0, size=4)
+    layout = Layout((Segment("logits", 4, 1),))
+    ledger, key = throwaway(made.training), ReleaseKey("study", 0)
+    paid = made.begin(ledger, key, os.urandom)
+    for _ in range(2):
+        try:
+            made.release(np.zeros((1, 4)), layout, paid)
+        except PrivacyError:
+            pass
+        else:
+            return True
+        paid.descent.sample(0)
+        paid.descent.step([])
+    first = made.release(np.zeros((1, 4)), layout, paid)
+    try:
+        made.release(np.ones((1, 4)), layout, paid)
+    except LedgerError:
+        again = made.again(ledger, key, layout)
+        return again is None or bool((again.values != first.values).any())
     return True
 
 

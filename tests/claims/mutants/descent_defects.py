@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from protocols import dp_sgd
 from protocols.accounting import REPLACE_ONE
 from protocols.dp_sgd import Descent, DpSgd
+from protocols.mechanisms import Released, TrainedOutput
 from protocols.sampler import discrete_gaussian
 
 
@@ -33,6 +35,13 @@ class ReplaceCharged(DpSgd):
 
     def event(self):
         return dataclasses.replace(super().event(), relation=REPLACE_ONE)
+
+
+class ChargedLast(DpSgd):
+    """Hands out its steps, and leaves the charge for the end."""
+
+    def begin(self, ledger, key, random):
+        return Descent(self, ledger, random, dp_sgd._SEAL)
 
 
 class Unclipped(Descent):
@@ -73,6 +82,17 @@ class Shuffled(Descent):
         super().sample(units)
         order = np.argsort(np.frombuffer(self.random(8 * units), "<u8"))
         chosen = np.sort(order[: round(self.plan.rate * units)])
+        self._sampled = chosen.size
+        return chosen
+
+
+class TwiceTheRate(Descent):
+    """Units are in twice as many samples as is charged."""
+
+    def sample(self, units):
+        first = super().sample(units)
+        second = dp_sgd.poisson_sample(units, self.plan.rate, self.random)
+        chosen = np.union1d(first, second)
         self._sampled = chosen.size
         return chosen
 
@@ -119,6 +139,35 @@ class TakesNan(Descent):
         made = super().step(listed)
         bad = any(not np.isfinite(gradient).all() for gradient in listed)
         return np.full(self.plan.size, np.nan) if bad else made
+
+
+class Hasty(TrainedOutput):
+    """Speaks for a training of which steps are left."""
+
+    def release(self, outputs, layout, paid):
+        paid.descent._left = 0
+        return super().release(outputs, layout, paid)
+
+
+class Repeating(TrainedOutput):
+    """Speaks as often as it is asked for one training."""
+
+    def release(self, outputs, layout, paid):
+        if paid.descent.ledger.stored(paid.key) is None:
+            return super().release(outputs, layout, paid)
+        made = super().again(paid.descent.ledger, paid.key, layout)
+        fresh = object.__new__(Released)
+        for name in ("layout", "key"):
+            object.__setattr__(fresh, name, getattr(made, name))
+        object.__setattr__(fresh, "values", self.total(outputs))
+        return fresh
+
+
+class Forgetful(TrainedOutput):
+    """Knows nothing of what it released, so that a retry trains anew."""
+
+    def again(self, ledger, key, layout):
+        return None
 
 
 def bent(kind):

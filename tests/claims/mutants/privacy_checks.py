@@ -17,7 +17,7 @@ from scipy import stats
 from attacks.auditing import Explicit, audit
 from attacks.canaries import Group, two_worlds
 from attacks.leakage_bounds import TwoWorldGaussian, gaussian_epsilon
-from protocols.errors import LedgerError, PrivacyError
+from protocols.errors import PrivacyError
 from protocols.ledger import Ledger
 from protocols.mechanisms import ReleaseKey
 from protocols.quantize import Layout, Segment
@@ -80,10 +80,10 @@ def answers(mechanism):
     yield np.array([low] * (size - 1) + [last]) * mechanism.step
 
 
-def moves_too_far(mechanism):
-    """Replacing one teacher's answer moves the sum further than the event charges for."""
-    allowed = charged_distance(mechanism) ** 2 * (1 + 1e-9)
+def furthest(mechanism):
+    """The largest squared distance of two sums that differ in one teacher's answer."""
     others = np.random.default_rng(3).normal(0, 0.1, (mechanism.shards, mechanism.size))
+    largest = 0
     for crowd in (np.zeros_like(others), others):
         sums = []
         for answer in answers(mechanism):
@@ -92,9 +92,18 @@ def moves_too_far(mechanism):
                 teachers[mechanism.shards // 2] = sign * answer
                 sums.append(mechanism.bound(teachers, layout(mechanism.size)).values)
         distances = (sum(int(d) ** 2 for d in one - two) for one in sums for two in sums)
-        if max(distances) > allowed:
-            return True
-    return False
+        largest = max(largest, *distances)
+    return largest
+
+
+def moves_too_far(mechanism):
+    """Replacing one teacher's answer moves the sum further than the event charges for."""
+    return furthest(mechanism) > charged_distance(mechanism) ** 2 * (1 + 1e-9)
+
+
+def moves_less_than_said(mechanism):
+    """No answer moves the sum as far as the noise was planned for."""
+    return furthest(mechanism) < mechanism.sensitivity**2
 
 
 def touches_several_teachers(assign, patients=60, images=4, shards=10):
@@ -201,6 +210,12 @@ def clamps_more_than_charged(mechanism, random):
 # Spending.
 
 
+def forgets_who_is_alone(mechanism):
+    """The isolated figure is below what this site's own noise gives."""
+    alone = mechanism.sensitivity**2 / (2 * mechanism.sigma_share**2)
+    return mechanism.event().rho_isolated < alone * (1 - 1e-9)
+
+
 def states_too_little(plan):
     """A plan's ε is below the exact one of Gaussian noise over all of its rounds."""
     for site, mechanism in plan.mechanisms.items():
@@ -208,60 +223,3 @@ def states_too_little(plan):
         if plan.client_epsilons[site] < gaussian_epsilon(mu, plan.delta) * (1 - 1e-9):
             return True
     return False
-
-
-def loses_charges(kind, mechanism, folder):
-    """Two runs of two rounds each, one crash and one retry: not exactly four charges."""
-    event, path = mechanism.event(), folder / f"{kind.__name__}.db"
-    for session, earlier in (("first", 0), ("second", 2)):
-        with kind(path, "a", "patients", budget_epsilon=None, delta=DELTA) as ledger:
-            for number in range(2):
-                key = ReleaseKey(session, number)
-                ledger.charge(key, event)
-                ledger.charge(key, event)  # after a crash between charge and store
-                ledger.store(key, np.zeros(3, np.int64))
-            spent, lines = ledger.spent(), ledger.lines()
-        if not spent.charges == len(lines) == earlier + 2:
-            return True
-        if not math.isclose(spent.rho, (earlier + 2) * event.rho):
-            return True
-    return False
-
-
-def overspends(kind, mechanism, random):
-    """A release beyond the budget is made, or noise is drawn for it."""
-    ledger = throwaway(kind, budget_epsilon=4.0)
-    drawn = []
-
-    def watched(count):
-        drawn.append(count)
-        return random(count)
-
-    for number in range(100):
-        before = len(drawn)
-        try:
-            released(mechanism, watched, ReleaseKey("study", number), ledger=ledger)
-        except LedgerError:
-            return len(drawn) > before
-        if ledger.spent().epsilon > 4.0:
-            return True
-    return True
-
-
-def varies_on_retry(mechanism, random):
-    """The same key gives other integers the second time: noise that averages away."""
-    ledger = throwaway()
-    first, again = (released(mechanism, random, ledger=ledger) for _ in range(2))
-    return bool((first != again).any())
-
-
-def draws_before_it_charges(mechanism, random):
-    """Noise is drawn while the ledger has no line for it: a crash then would be free."""
-    ledger, seen = throwaway(), []
-
-    def watched(count):
-        seen.append(len(ledger.lines()))
-        return random(count)
-
-    released(mechanism, watched, ledger=ledger)
-    return 0 in seen

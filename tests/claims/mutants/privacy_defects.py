@@ -5,12 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from protocols.ledger import Ledger
 from protocols.mechanisms import Bounded, ShardTeachers
 from protocols.noise_plan import NoisePlan
 from protocols.quantize import clip_rows
 from protocols.release import Released
-from protocols.sampler import discrete_gaussian
+from protocols.sampler import discrete_gaussian, seeded_random
 from secure_natfl.systems.speaking import assign_shards
 
 
@@ -83,6 +82,14 @@ class UnchargedClamp(ShardTeachers):
 
     def event(self):
         return dataclasses.replace(super().event(), clamp=0.0)
+
+
+class OthersCount(ShardTeachers):
+    """Takes everybody's noise for this site's own."""
+
+    def event(self):
+        event = super().event()
+        return dataclasses.replace(event, rho_isolated=event.rho)
 
 
 class AddOrRemove(ShardTeachers):
@@ -159,6 +166,13 @@ class FreeDenominators(Sum):
         return np.concatenate(parts, axis=1).sum(axis=0)
 
 
+class ClipAtHalf(Sum):
+    """Half the norm that the noise was planned for."""
+
+    def _total(self, teachers, layout):
+        return clip_rows(self.grid.quantise(teachers), self.clip_int // 2).sum(axis=0)
+
+
 class TakesNan(Sum):
     """Damage becomes zero on the way to the grid, and the release shows that there was some."""
 
@@ -188,41 +202,42 @@ class DrawsFirst(ShardTeachers):
         return _sealed(Released, values=values, layout=bounded.layout, key=key)
 
 
-class Refunding(Ledger):
-    """Takes the charge of a crashed attempt back."""
+class FollowsModels(ShardTeachers):
+    """On a retry the same noise is put on what the models say by then."""
 
-    def charge(self, key, event):
-        if self._number(key) is not None and self.stored(key) is None:
-            self._events.pop()
-        super().charge(key, event)
-
-
-class Forgetful(Ledger):
-    """Begins anew with every run."""
-
-    def __init__(self, *args, **figures):
-        super().__init__(*args, **figures)
-        self._events = []
+    def release(self, bounded, ledger, key, random):
+        kept = seeded_random(str(key).encode())
+        if ledger.stored(key) is None:
+            return super().release(bounded, ledger, key, kept)
+        values = self._noised(bounded.values, kept)
+        return _sealed(Released, values=values, layout=bounded.layout, key=key)
 
 
-class ChargesOnce(Ledger):
-    """Takes every round of a session for a retry of the first."""
+class ChargesAgain(ShardTeachers):
+    """Takes a retry for a release of its own."""
 
-    def charge(self, key, event):
-        if any(line["session"] == key.session for line in self.lines()):
-            return
-        super().charge(key, event)
-
-    def store(self, key, values):
-        if self._number(key) is not None:
-            super().store(key, values)
+    def release(self, bounded, ledger, key, random):
+        if ledger.stored(key) is not None:
+            ledger.charge(dataclasses.replace(key, session=f"{key.session}, again"), self.event())
+        return super().release(bounded, ledger, key, random)
 
 
-class Unlimited(Ledger):
-    """Writes down what it spends, and never refuses."""
+class KeepsNothing(ShardTeachers):
+    """Hands out integers that no retry will find."""
 
-    def require(self, event, releases=1):
-        return
+    def release(self, bounded, ledger, key, random):
+        ledger.charge(key, self.event())
+        values = self._noised(bounded.values, random)
+        return _sealed(Released, values=values, layout=bounded.layout, key=key)
+
+
+class Shortened(ShardTeachers):
+    """Leaves out what a sum without signal would not need."""
+
+    def release(self, bounded, ledger, key, random):
+        made = super().release(bounded, ledger, key, random)
+        last = int(np.flatnonzero(bounded.values).max(initial=0)) + 1
+        return _sealed(Released, values=made.values[:last], layout=made.layout, key=key)
 
 
 class ForgottenRound(NoisePlan):
