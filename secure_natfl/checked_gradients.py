@@ -54,7 +54,7 @@ class UnitGradients:
         return sum(parameter.numel() for parameter in self.parameters)
 
     def __call__(self, units: Iterable[Unit]) -> Iterator[Tensor]:
-        """One gradient [size] per unit, in order."""
+        """One gradient [size] per unit, in order; the next one may overwrite it."""
         self.parameters  # noqa: B018
         self.network.train()
         return self._gradients(self.network, self.loss, units)

@@ -7,14 +7,15 @@ moving average, and the gradient of a loss on public images, which is added afte
 on private images are neither returned nor printed.
 
 From cheap to dear: `train_head` on frozen features, `train` after `thaw` of some last blocks, or
-of the whole network.
+of the whole network (`deep_training`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -23,16 +24,19 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from protocols.chain import RandomBytes
-from protocols.dp_sgd import Descent
+from protocols.dp_sgd import Descent, DpSgd
 from protocols.errors import ConfigError, DataError, ModelError
 from secure_natfl.checked_gradients import UnitGradients
 from secure_natfl.flat_optimiser import FlatOptimiser, OptimiserName, place, weights_of
 from secure_natfl.models import Network
+from secure_natfl.natural_coordinates import NaturalCoordinates
 from secure_natfl.training import Examples, Naturals, Progress, augment, features_of
 from secure_natfl.unit_gradients import RecordLoss, Unit
 
 Public = Callable[[nn.Module], Tensor]
 """A scalar loss of the network on public images alone."""
+
+_FARTHEST = 1.6  # found on phantoms and on tuning splits; docs/results/natimg-fl.md
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,17 @@ def train(
     descent: Descent,
     recipe: Recipe,
     *,
+    scale: Tensor | None = None,
     public: Public | None = None,
     random: RandomBytes = os.urandom,
     progress: Progress | None = None,
 ) -> None:
     """Use up `descent` on the trainable weights of `gradients.network`, in place.
 
-    The plan's size must be `gradients.size`; `random` draws a unit's images and their views. After
-    an error the network is half-trained: it may neither be kept nor sent.
+    The plan's size must be `gradients.size`; `random` draws a unit's images and their views.
+    `scale` [size], public, is the unit in which each weight is counted while gradients are taken,
+    clipped and noised; 1 by default. After an error the network is half-trained: it may neither be
+    kept nor sent.
     """
     parameters = gradients.parameters
     steps, queries = descent.left, 2 if recipe.ahead else 1
@@ -120,25 +127,26 @@ def train(
             fix="calibrate the mechanism after the network was thawed",
         )
     optimiser = FlatOptimiser(recipe.optimiser, recipe.rate, recipe.momentum, gradients.size)
-    average = weights = weights_of(parameters)
+    scale = torch.ones(gradients.size) if scale is None else scale
+    average = weights = weights_of(parameters) / scale
     for step in range(0, steps, queries):
         if recipe.ahead:
-            first = _direction(gradients, cohort, descent, recipe, random, public)
-            place(weights - recipe.ahead * first, parameters)
-        noisy = _direction(gradients, cohort, descent, recipe, random, public)
+            first = _direction(gradients, cohort, descent, recipe, scale, random, public)
+            place((weights - recipe.ahead * first) * scale, parameters)
+        noisy = _direction(gradients, cohort, descent, recipe, scale, random, public)
         weights = weights - optimiser.move(noisy)
-        place(weights, parameters)
+        place(weights * scale, parameters)
         decay = min(recipe.average, (1 + step) / (10 + step)) if recipe.average else 0.0
         average = decay * average + (1 - decay) * weights
         if progress is not None:
             progress(step + queries, steps)
-    place(average, parameters)
+    place(average * scale, parameters)
     gradients.network.eval()
 
 
 def train_head(
     network: Network,
-    naturals: Naturals,
+    open_features: Tensor,
     cohort: Cohort,
     begin: Callable[[int], Descent],
     recipe: Recipe,
@@ -147,47 +155,56 @@ def train_head(
     random: RandomBytes = os.urandom,
     progress: Progress | None = None,
 ) -> None:
-    """A linear X-ray head on frozen features, trained from zero, in place: almost free.
+    """A linear X-ray head on frozen features, trained from what it is, in place: almost free.
 
-    `begin(size)` charges and hands out the Descent for that many parameters; it is called after
-    every check has passed. Features are centred and scaled by the natural images' statistics, so
-    that the head costs no more than its steps, and to a root mean square norm of 1, so that one
-    clip fits every backbone. `recipe.views` is not heeded.
+    open_features: the natural images' features [P, d] under the same backbone. `begin(size)`
+    charges and hands out the Descent for that many parameters; it is called after every check has
+    passed. Training runs in `NaturalCoordinates`, so that one clip fits every backbone.
+    `recipe.rate` is in clips: the learning rate is `recipe.rate` / clip norm, or lower where the
+    noise of all steps would move a weight by a deviation of more than 1.6: a public choice that
+    follows from ε and the declared number of units. `recipe.views` is not heeded.
     """
     if network.groups != 1:
         raise ModelError(f"has {network.groups} X-ray heads", fix="train one head under DP")
-    open_features = features_of(network.backbone, naturals.images).double()
-    mean = open_features.mean(0)
-    scale = open_features.std(0).clamp_min(1e-6) * network.features**0.5
-    features = ((features_of(network.backbone, cohort.tensors[0]) - mean) / scale).float()
-    head = skip_init(nn.Linear, network.features, network.classes)  # type: ignore[no-untyped-call]
-    for parameter in head.parameters():
-        nn.init.zeros_(parameter)
-    loss = RecordLoss(multi_label)
-    probe = _feature_probe(((open_features - mean) / scale).float(), network.classes)
-    gradients = UnitGradients(head, loss, probe)
-    lifted = Cohort((features, *cohort.tensors[1:]), cohort.units)
-    plain = Recipe(**{**recipe.__dict__, "views": 0})
-    train(gradients, lifted, begin(gradients.size), plain, random=random, progress=progress)
+    space = NaturalCoordinates.of(open_features)
+    features = space.inputs(features_of(network.backbone, cohort.tensors[0])).float()
+    shape = network.features + 1, network.classes
+    head = skip_init(nn.Linear, *shape, bias=False)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        weight = head.weight.double() / scale
+        head.weight.copy_(space.inward(network.xray.weight, network.xray.bias))
+    shown = probe(space.inputs(open_features[:4]).float(), network.classes)
+    gradients = UnitGradients(head, RecordLoss(multi_label), shown)
+    lifted = Cohort((features, *cohort.tensors[1:]), cohort.units)
+    descent = begin(gradients.size)
+    paced = replace(recipe, rate=calm(recipe.rate, descent.plan), views=0)
+    train(gradients, lifted, descent, paced, random=random, progress=progress)
+    with torch.no_grad():
+        weight, bias = space.outward(head.weight)
         network.xray.weight.copy_(weight)
-        network.xray.bias.copy_(head.bias - weight @ mean)
+        network.xray.bias.copy_(bias)
+
+
+def calm(most: float, plan: DpSgd) -> float:
+    """The learning rate: `most` in clips, or less where noise would carry the weights too far."""
+    walk = plan.noise_multiplier / plan.expected * math.sqrt(plan.steps)
+    return min(most, _FARTHEST / walk) / plan.clip_norm
 
 
 def thaw(network: Network, blocks: int | None) -> None:
     """Make the X-ray head trainable with the last `blocks` blocks; None: the whole backbone.
 
-    A block is a child of the backbone, or of a sequence in it, that has parameters. The natural
-    head stays as it is: it learns from public images only, before. Call before `UnitGradients`.
+    A block is a child of the backbone, or of a sequence in it, that has a matrix or a kernel;
+    normalisation after it goes with it. The natural head stays as it is: it learns from public
+    images only, before. Call before `UnitGradients`.
     """
     network.requires_grad_(False)
     network.xray.requires_grad_(True)
     if blocks is None:
         network.backbone.requires_grad_(True)
     elif blocks:
-        pieces = [p for p in _pieces(network.backbone) if next(p.parameters(), None) is not None]
-        for piece in pieces[-blocks:]:
+        pieces = list(_pieces(network.backbone))
+        heavy = [i for i, p in enumerate(pieces) if any(w.dim() > 1 for w in p.parameters())]
+        for piece in pieces[heavy[-blocks:][0] if heavy else 0 :]:
             piece.requires_grad_(True)
 
 
@@ -212,13 +229,14 @@ def _direction(
     cohort: Cohort,
     descent: Descent,
     recipe: Recipe,
+    scale: Tensor,
     random: RandomBytes,
     public: Public | None,
 ) -> Tensor:
     """One paid step, then the public part on top: float64 [size]."""
     chosen = descent.sample(len(cohort))
     units = (_drawn(cohort, int(unit), recipe, random) for unit in chosen)
-    found = (gradient.cpu().numpy() for gradient in gradients(units))
+    found = (gradient.cpu().mul_(scale).numpy() for gradient in gradients(units))
     noisy = torch.from_numpy(descent.step(found))
     if public is None:
         return noisy
@@ -228,13 +246,15 @@ def _direction(
         materialize_grads=True,
         allow_unused=True,
     )
-    return noisy + torch.cat([part.reshape(-1) for part in parts]).cpu()
+    return noisy + torch.cat([part.reshape(-1) for part in parts]).cpu() * scale
 
 
 def _drawn(cohort: Cohort, unit: int, recipe: Recipe, random: RandomBytes) -> Unit:
     """At most K images of a unit, in their views; a stream of its own, so that units stay apart."""
-    generator = torch.Generator().manual_seed(int.from_bytes(random(8), "little") >> 1)
     rows = cohort.units[unit]
+    if len(rows) <= recipe.images and not recipe.views:
+        return tuple(tensor[rows] for tensor in cohort.tensors)
+    generator = torch.Generator().manual_seed(int.from_bytes(random(8), "little") >> 1)
     rows = rows[torch.randperm(len(rows), generator=generator)[: recipe.images]]
     inputs, *others = (tensor[rows] for tensor in cohort.tensors)
     if not recipe.views:
@@ -252,8 +272,8 @@ def _pieces(backbone: nn.Module) -> Iterator[nn.Module]:
     )
 
 
-def _feature_probe(features: Tensor, classes: int) -> list[Unit]:
-    """Natural images' features as units of 1, 2, 0 and 1 rows, with labels in turn."""
+def probe(inputs: Tensor, classes: int) -> list[Unit]:
+    """The first of public `inputs` as units of 1, 2, 0 and 1 rows, with labels in turn."""
     targets = torch.eye(classes).repeat(4, 1)[:4]
     known = torch.ones(4, classes)
-    return [(features[a:b], targets[a:b], known[a:b]) for a, b in ((0, 1), (1, 3), (3, 3), (3, 4))]
+    return [(inputs[a:b], targets[a:b], known[a:b]) for a, b in ((0, 1), (1, 3), (3, 3), (3, 4))]

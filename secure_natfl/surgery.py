@@ -2,7 +2,8 @@
 
 A unit's gradient must depend on that unit alone, so nothing in a network may mix the examples of a
 batch (batch normalisation) or carry something over from one batch to the next (running statistics).
-Group normalisation with 16 groups takes their place, as De et al. 2022 (arXiv 2204.13650) train.
+Group normalisation with 16 groups takes their place, as De et al. 2022 (arXiv 2204.13650) train,
+or, in a network with public weights, the statistics that it has, which then stay as they are.
 
 The two context managers serve Opacus alone, whose hooks crash on in-place changes of a layer's
 output, and whose unfold2d reads convolution inputs as if they were contiguous.
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
@@ -40,19 +42,16 @@ def fitted(network: nn.Module) -> nn.Module:
     Where there was neither, outputs stay what they were. Raises ModelError for what cannot be made
     fit. Call it before any parameter is frozen or wrapped.
     """
-    for name, module in network.named_modules():
-        _refuse_lazy(name, module)
-    network = copy.deepcopy(network)
-    if isinstance(network, _BatchNorm):
-        network = _group_norm(network)
-    for module in list(network.modules()):
-        for child_name, child in module.named_children():
-            if isinstance(child, _BatchNorm):
-                setattr(module, child_name, _group_norm(child))
-    for module in network.modules():
-        _quieten(module)
-    check_fit(network)
-    return network.train()
+    return _operated(network, _group_norm)
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """A copy of `network` that is fit and answers as the original does in evaluation mode.
+
+    Every batch normalisation keeps its running statistics for good and stays trainable in scale and
+    shift. The statistics must be public. Otherwise as `fitted`; ModelError where there are none.
+    """
+    return _operated(network, FrozenBatchNorm)
 
 
 def check_fit(network: nn.Module) -> None:
@@ -99,6 +98,32 @@ def check_untied(network: nn.Module) -> None:
                 why="hooks see one layer at a time",
                 fix='use the path "loop", or give each layer weights of its own',
             )
+
+
+class FrozenBatchNorm(nn.Module):
+    """A batch normalisation in evaluation mode, for good: each image is mapped on its own."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        if norm.running_mean is None or norm.running_var is None:
+            raise ModelError(
+                "a batch normalisation without statistics",
+                fix="train the network on public images first, or use surgery.fitted",
+            )
+        self.register_buffer("mean", norm.running_mean.detach().clone())
+        self.register_buffer("variance", norm.running_var.detach().clone())
+        self.weight, self.bias, self._eps = norm.weight, norm.bias, norm.eps
+        self.act = getattr(norm, "act", nn.Identity())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Channels along dimension 1, as of the original."""
+        found = functional.batch_norm(
+            inputs, self.mean, self.variance, self.weight, self.bias, eps=self._eps
+        )
+        return self.act(found)  # type: ignore[no-any-return]
 
 
 class OutOfPlace(TorchFunctionMode):
@@ -148,6 +173,22 @@ def contiguous_inputs(network: nn.Module) -> Iterator[None]:
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor.contiguous() for tensor in inputs)
+
+
+def _operated(network: nn.Module, instead: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    for name, module in network.named_modules():
+        _refuse_lazy(name, module)
+    network = copy.deepcopy(network)
+    if isinstance(network, _BatchNorm):
+        network = instead(network)
+    for module in list(network.modules()):
+        for child_name, child in module.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(module, child_name, instead(child))
+    for module in network.modules():
+        _quieten(module)
+    check_fit(network)
+    return network.train()
 
 
 def _group_norm(norm: _BatchNorm) -> nn.Module:

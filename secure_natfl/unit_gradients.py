@@ -40,7 +40,10 @@ Loss = Callable[[nn.Module, Unit], Tensor]
 """Rows [n, …] → one loss per row [n], each a function of its own row."""
 
 Path = Callable[[nn.Module, Loss, Iterable[Unit]], Iterator[Tensor]]
-"""Gives one gradient [size] for every unit, in order; each is a tensor of its own."""
+"""Gives one gradient [size] for every unit, in order; the next one may overwrite it.
+
+A fresh vector for each unit would cost a large network as much time as the gradient itself.
+"""
 
 _IMAGES = 16  # at once in hooks: enough to fill the machine, and a bound on memory
 
@@ -73,13 +76,13 @@ class RecordLoss:
 def loop(network: nn.Module, loss: Loss, units: Iterable[Unit]) -> Iterator[Tensor]:
     """One backward pass per unit."""
     parameters = list(trainable(network).values())
+    gradient = _Flat(parameters)
     for unit in units:
         if len(unit[0]):
             value = loss(network, unit).mean()
-            found = torch.autograd.grad(value, parameters, allow_unused=True)
-            yield _flat(found, parameters)
+            yield gradient.filled(torch.autograd.grad(value, parameters, allow_unused=True))
         else:
-            yield _flat([None] * len(parameters), parameters)
+            yield gradient.filled([None] * len(parameters))
 
 
 def hooks(network: nn.Module, loss: Loss, units: Iterable[Unit]) -> Iterator[Tensor]:
@@ -90,6 +93,7 @@ def hooks(network: nn.Module, loss: Loss, units: Iterable[Unit]) -> Iterator[Ten
     gradient is rounded may depend on the images beside it, near 1e-7 of it; in the loop it cannot.
     """
     parameters = list(trainable(network).values())
+    gradient = _Flat(parameters)
     with _hooked(network, GradSampleModule) as wrapped:
         for chunk in _chunks(units):
             batch = _joined(chunk)
@@ -100,9 +104,8 @@ def hooks(network: nn.Module, loss: Loss, units: Iterable[Unit]) -> Iterator[Ten
             start = 0
             for unit in chunk:
                 rows = slice(start, start := start + len(unit[0]))
-                yield _flat(
-                    [None if s is None or not len(unit[0]) else s[rows].mean(0) for s in samples],
-                    parameters,
+                yield gradient.filled(
+                    [None if s is None or not len(unit[0]) else s[rows].mean(0) for s in samples]
                 )
 
 
@@ -141,7 +144,7 @@ def ghost_clipped_sum(
 ) -> Tensor:
     """Sum [size] of the units' gradients, each scaled down to `clip_norm`: in floats, no noise."""
     parameters = list(trainable(network).values())
-    total = _flat([None] * len(parameters), parameters)
+    total = torch.zeros_like(_Flat(parameters).vector)
     for chunk in _chunks(units):
         total += _ghost(network, loss, chunk, clip_norm)[1]
     return total
@@ -164,7 +167,7 @@ def _ghost(
         weights = (clip_norm / norms).clamp(max=1.0)
         network.zero_grad(set_to_none=True)
         _backward(weights * losses)
-        return norms, _flat([p.grad for p in parameters], parameters)
+        return norms, _Flat(parameters).filled([p.grad for p in parameters])
 
 
 @contextmanager
@@ -229,12 +232,22 @@ def _sample(parameter: nn.Parameter, rows: int) -> Tensor | None:
     return found
 
 
-def _flat(found: Iterable[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One fresh vector, zero for parameters that the loss does not reach."""
-    pairs = zip(found, parameters, strict=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).detach().reshape(-1) for g, p in pairs]
-    )
+class _Flat:
+    """One vector [size] in which the gradient of every parameter has its place."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
+        parts = torch.split(self.vector, [p.numel() for p in parameters])
+        self._places = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+
+    def filled(self, found: Iterable[Tensor | None]) -> Tensor:
+        """The vector with `found` in it, and zero for parameters that the loss does not reach."""
+        for place, part in zip(self._places, found, strict=True):
+            if part is None:
+                place.zero_()
+            else:
+                place.copy_(part.detach())
+        return self.vector
 
 
 def _residuals(logits: Tensor, targets: Tensor, known: Tensor, multi_label: bool) -> Tensor:

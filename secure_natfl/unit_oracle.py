@@ -103,9 +103,9 @@ LAYOUTS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 def collected(
     name: str, path: Path, network: nn.Module, loss: Loss, units: Sequence[Unit]
 ) -> list[Tensor]:
-    """All gradients of a path; whatever a library raises on the way becomes a ModelError."""
+    """Copies of a path's gradients; whatever a library raises on the way becomes a ModelError."""
     try:
-        found = list(path(network, loss, units))
+        found = [gradient.clone() for gradient in path(network, loss, units)]
     except ModelError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:

@@ -27,7 +27,7 @@ from secure_natfl.dp_training import (
 from secure_natfl.flat_optimiser import FlatOptimiser
 from secure_natfl.models import Network
 from secure_natfl.surgery import fitted, trainable
-from secure_natfl.training import Examples, Naturals, logits_of
+from secure_natfl.training import Examples, Naturals, features_of, logits_of
 from secure_natfl.unit_gradients import RecordLoss, loop
 
 CLASSES, SIDE = 2, 16
@@ -379,6 +379,14 @@ def test_thawing():
     assert "natural" not in names()
 
 
+def test_a_block_is_more_than_its_last_normalisation():
+    backbone = timm.create_model("test_efficientnet", in_chans=1, num_classes=0)
+    made = fitted(Network(backbone, backbone.num_features, CLASSES, natural=3))
+    thaw(made, 1)
+    below = {name.split(".")[1] for name in trainable(made) if name.startswith("backbone.")}
+    assert below == {"conv_head", "bn2"}
+
+
 def test_a_linear_head_learns_under_noise(pay):
     made = network()
     patients = 400
@@ -392,7 +400,8 @@ def test_a_linear_head_learns_under_noise(pay):
         assert size == 9 * CLASSES
         return pay(size=size, steps=60, rate=0.25, noise=2.0, expected=100.0)
 
-    train_head(made, naturals(40), some, begin, Recipe(rate=2.0), multi_label=False)
+    public = features_of(made.backbone, naturals(40).images)
+    train_head(made, public, some, begin, Recipe(rate=2.0), multi_label=False)
     right = (logits_of(made, images)[:, 0].argmax(-1) == labels).float().mean()
     assert right > 0.8
     for before, after in zip(frozen, made.backbone.parameters(), strict=True):

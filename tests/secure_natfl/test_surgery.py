@@ -12,6 +12,7 @@ from secure_natfl.surgery import (
     check_untied,
     contiguous_inputs,
     fitted,
+    frozen,
     trainable,
 )
 
@@ -127,3 +128,21 @@ def test_convolutions_see_contiguous_inputs_only_while_entered():
         network(images)
     network(images)
     assert seen == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_byobnet"])
+def test_frozen_statistics_answer_as_in_evaluation_mode(name):
+    network = tiny(name)
+    with torch.no_grad():
+        network.train()(draw(8, 1, 64, 64))  # statistics of its own
+    network.eval()
+    fit, images = frozen(network), draw(3, 1, 64, 64, seed=1)
+    assert not any(isinstance(m, _BatchNorm) for m in fit.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(fit.train()(images), network(images))
+    assert trainable(fit).keys() == trainable(network).keys()
+
+
+def test_without_statistics_nothing_can_be_frozen():
+    with pytest.raises(ModelError, match=r"without statistics.*surgery\.fitted"):
+        frozen(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
