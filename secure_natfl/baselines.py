@@ -51,7 +51,8 @@ LABELS = {
     "noise_proxies": (
         "Noise-image proxies",
         "A control: the same federation, speaking models, clip and noise level, but asked about "
-        "images of uniform noise instead of natural images.",
+        "images of uniform noise instead of natural images. Of linear heads on one public network "
+        "(dp-sgd) any images tell much.",
     ),
 }
 

@@ -7,6 +7,7 @@ speed stands in `speed` and never enters the identity of a run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -102,6 +103,10 @@ class Data(Section):
     """Side of the square grey image that every network sees, in pixels."""
     test_fraction: Share = 0.3
     split_seed: int = 0
+    folds: Literal[0] | Annotated[int, Field(ge=2)] = 0
+    """Cuts every site into so many patient-disjoint folds, in place of one split; 0: one split."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """The fold that is held back as the test part, counted from 0; the others train."""
     hospitals: Annotated[list[Hospital], Field(min_length=1)]
 
 
@@ -194,7 +199,7 @@ Aggregation = Annotated[Ckks | Ring | Plain | Slots, Field(discriminator="kind")
 class ShardTeachers(Section):
     """Teachers on disjoint shards of patients; their clipped integer sum is noised."""
 
-    mechanism: Literal["shard-teachers"] = "shard-teachers"
+    mechanism: Literal["shard-teachers"]
     epsilon: Annotated[FiniteFloat, Field(gt=0)] = 8.0
     """Of the worst client over all rounds, with `colluders` clients pooling what they know."""
     delta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 1e-5
@@ -208,19 +213,25 @@ class ShardTeachers(Section):
 
 
 class DpSgd(Section):
-    """A linear head per site on the public backbone, trained under noise: ε against everybody."""
+    """A linear head per site on the central model's public backbone, trained under noise.
 
-    mechanism: Literal["dp-sgd"]
+    ε holds against everybody but the site. Personal models keep architectures of their own.
+    """
+
+    mechanism: Literal["dp-sgd"] = "dp-sgd"
+    layers: Literal["head", "last", "network"] = "head"
+    """What a site trains: the head alone, with the backbone's last block, or all of the network."""
     epsilon: Annotated[FiniteFloat, Field(gt=0)] = 8.0
     """Of every site over all rounds; no other site's noise is counted on."""
     delta: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 1e-5
-    gradient_clip: Annotated[FiniteFloat, Field(gt=0)] = 0.5
+    gradient_clip: Annotated[FiniteFloat, Field(gt=0)] = 0.15
     """L2 norm to which a patient's gradient is clipped; features have a mean square of 1."""
-    rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.2
+    rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
     """Probability with which each patient is in a step."""
-    steps: Positive = 60
-    """Steps of a round; each round trains anew."""
-    learning_rate: Annotated[FiniteFloat, Field(gt=0)] = 2.0
+    steps: Positive = 32
+    """Steps of a round; each goes on from what the server returned in the round before."""
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)] = 7.0
+    """In clips: how far one step takes the head at most; less where the noise would take it far."""
     max_images_per_patient: Positive = 4
 
 
@@ -288,15 +299,18 @@ class Config(Section):
     models: Models
     system: NatImg = NatImg()
     aggregation: Aggregation = Ckks()
-    privacy: Privacy = ShardTeachers()
+    privacy: Privacy = DpSgd()
     ledger: Ledger = Ledger()
     speed: Speed = Speed()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        names = [hospital.name for hospital in self.data.hospitals]
-        if len(set(names)) != len(names):
-            raise ValueError("data.hospitals: two hospitals have the same name")
+        _check_names(self.data.hospitals)
+        if self.data.fold >= max(self.data.folds, 1):
+            raise ValueError(
+                f"data.fold: there is no fold {self.data.fold} of {self.data.folds}, "
+                "folds are counted from 0"
+            )
         sites = [site for hospital in self.data.hospitals for site in sites_of(hospital)]
         if len(set(sites)) != len(sites):
             raise ValueError("data.hospitals: a hospital has the name of another's site")
@@ -350,6 +364,20 @@ class Config(Section):
     def site_names(self) -> dict[str, Any]:
         """Site → its hospital's table, in the order of the file."""
         return {name: hospital for hospital in self.data.hospitals for name in sites_of(hospital)}
+
+
+def _check_names(hospitals: Sequence[_Hospital]) -> None:
+    """A hospital is named once, and so is in one group."""
+    groups: dict[str, str] = {}
+    for hospital in hospitals:
+        if hospital.name in groups:
+            first, second = groups[hospital.name], hospital.group
+            raise ValueError(
+                f"data.hospitals: {hospital.name} is in two groups, {first} and {second}"
+                if first != second
+                else "data.hospitals: two hospitals have the same name"
+            )
+        groups[hospital.name] = hospital.group
 
 
 def sites_of(hospital: _Hospital) -> list[str]:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from protocols.chain import digest
 from protocols.errors import DataError
-from secure_natfl.config import Config, sites_of
+from secure_natfl.config import Config, Data, sites_of
 from secure_natfl.data.arrays import to_float
 from secure_natfl.data.overlap import check_overlap
 from secure_natfl.data.records import Records, Unit, align
-from secure_natfl.data.splits import check_disjoint, simulate_sites, split
+from secure_natfl.data.splits import check_disjoint, folds, simulate_sites, split
 from secure_natfl.sources import SiteKey, load_hospital, load_proxies
 from secure_natfl.training import Examples, Naturals
 
@@ -103,6 +103,11 @@ class Federation:
 
 def build(config: Config, site_key: SiteKey) -> Federation:
     """Load, align, split and check. DataError says which hospital, file or key is at fault."""
+    return assemble(config, *gather(config, site_key))
+
+
+def gather(config: Config, site_key: SiteKey) -> tuple[list[Records], Records]:
+    """All images of every hospital, in the configuration's order, and the proxies; none shared."""
     hospitals = [
         load_hospital(hospital, config.data, site_key) for hospital in config.data.hospitals
     ]
@@ -111,6 +116,11 @@ def build(config: Config, site_key: SiteKey) -> Federation:
     _check_enough(config, naturals)
     for records in hospitals:
         check_overlap(naturals.images, records)
+    return hospitals, naturals
+
+
+def assemble(config: Config, hospitals: Sequence[Records], naturals: Records) -> Federation:
+    """The federation of images that were gathered: its sites, and each one's two parts."""
     sites = [
         site
         for records, number in zip(hospitals, range(len(hospitals)), strict=True)
@@ -156,10 +166,9 @@ def class_shares(one: Examples) -> Tensor:
 def _sites(config: Config, number: int, records: Records) -> list[tuple[Site, Records]]:
     table, data = config.data.hospitals[number], config.data
     names = sites_of(table)
-    parts = simulate_sites(records, table.sites, data.split_seed) if table.sites > 1 else [records]
     made = []
-    for i, (name, part) in enumerate(zip(names, parts, strict=True)):
-        train, test = split(part, data.test_fraction, data.split_seed)
+    for i, (name, part) in enumerate(zip(names, cut(records, table.sites, data), strict=True)):
+        train, test = halves(part, data)
         if len(train) < 2:
             raise DataError(
                 "one training image is too few",
@@ -180,6 +189,20 @@ def _sites(config: Config, number: int, records: Records) -> list[tuple[Site, Re
         )
         made.append((site, test))
     return made
+
+
+def cut(records: Records, sites: int, data: Data) -> Sequence[Records]:
+    """A hospital's images site by site: simulated sites share no patient."""
+    return simulate_sites(records, sites, data.split_seed) if sites > 1 else [records]
+
+
+def halves(records: Records, data: Data) -> tuple[Records, Records]:
+    """A site's training and test part: one split, or all folds but one against that one."""
+    if not data.folds:
+        return split(records, data.test_fraction, data.split_seed)
+    test = folds(records, data.folds, data.split_seed)[data.fold]
+    train = np.setdiff1d(np.arange(len(records)), test)
+    return records.take(train), records.take(test)
 
 
 def _parts(sites: Sequence[tuple[Site, Records]]) -> dict[str, Records]:

@@ -29,7 +29,7 @@ from secure_natfl.training import (
 )
 
 _ALIGNMENT_IMAGES = 512
-_LARGEST_RATIO = 10.0
+_LARGEST_RATIO = 1e3
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Target:
 
     `labels` [n] are the images' natural classes, or None for images that show nothing.
     `signal_to_noise` [heads]: root mean square of signal over that of noise in the logits, a
-    public figure; infinite where there is no noise.
+    public figure; infinite where there is no noise. `linear`: every head of the answers is linear
+    in the central network's own features, as of sites that train a head on its public start.
     """
 
     images: Tensor
@@ -65,6 +66,7 @@ class Target:
     trust: Tensor
     labels: Tensor | None
     signal_to_noise: Tensor
+    linear: bool = False
 
 
 def fresh(public: Network, classes: int, generator: torch.Generator, groups: int = 1) -> Network:
@@ -131,12 +133,13 @@ def distil(
     Under additive noise the mean of a target stays right, which a softmax of noisy logits would
     spoil. The whole network learns where every head's signal is above its noise. Else it would
     learn the noise by heart, and the X-ray heads alone are solved for on the network's features
-    as they are, shrunk by the known noise: few weights average thousands of noisy answers.
+    as they are, shrunk by the known noise: few weights average thousands of noisy answers. So are
+    heads for linear answers, which they match to the grid.
 
     The loss is in units of the trusted targets' mean square. Returns that of the last epoch.
     """
     scale = (target.trust * target.logits.square()).mean().clamp_min(1e-6)
-    if float(target.signal_to_noise.min()) < 1:
+    if target.linear or float(target.signal_to_noise.min()) < 1:
         _solve_heads(central, target)
         off = (logits_of(central, target.images) - target.logits).square()
         return float((target.trust * off).mean() / scale)
@@ -163,27 +166,34 @@ def _draw_heads(network: Network, generator: torch.Generator) -> None:
     nn.init.zeros_(network.xray.bias)
 
 
-@torch.no_grad()
-def _solve_heads(central: Network, target: Target) -> None:
-    """Ridge regression of each head on standardised features, with λ = d/SNR².
+def solved(features: Tensor, logits: Tensor, trust: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """A linear head, weight [C, d] and bias [C], that answers `logits` [n, C] on `features` [n, d].
 
-    That is the Bayes choice for weights that share the signal's variance evenly among d features.
+    Ridge regression on standardised features with λ = d/SNR², weighted by `trust` [n, C or 1]:
+    the Bayes choice for weights that share the signal's variance evenly among d features.
     """
-    features = features_of(central.backbone, target.images).double()
+    features, logits, trust = features.double(), logits.double(), trust.double()
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
     inputs = (features - mean) / deviation
+    middle = (trust * logits).sum(0) / trust.sum().clamp_min(1e-6)
+    gram = inputs.T @ (trust * inputs)
+    size = features.shape[1]
+    gram += size / min(max(ratio, 1e-2), _LARGEST_RATIO) ** 2 * torch.eye(size).double()
+    weight = torch.linalg.solve(gram, inputs.T @ (trust * (logits - middle)))
+    weight = (weight / deviation.unsqueeze(1)).T
+    return weight, middle - weight @ mean
+
+
+@torch.no_grad()
+def _solve_heads(central: Network, target: Target) -> None:
+    features = features_of(central.backbone, target.images)
     for head in range(central.groups):
-        trust = target.trust[:, head].double()
-        logits = target.logits[:, head].double()
-        middle = (trust * logits).sum(0) / trust.sum().clamp_min(1e-6)
-        ratio = float(target.signal_to_noise[head].clamp(1e-2, _LARGEST_RATIO))
-        gram = inputs.T @ (trust * inputs)
-        gram += central.features / ratio**2 * torch.eye(central.features, dtype=torch.float64)
-        solved = torch.linalg.solve(gram, inputs.T @ (trust * (logits - middle)))
-        weight = (solved / deviation.unsqueeze(1)).T
+        ratio = float(target.signal_to_noise[head])
         rows = slice(head * central.classes, (head + 1) * central.classes)
-        central.xray.weight[rows] = weight.float()
-        central.xray.bias[rows] = (middle - weight @ mean).float()
+        central.xray.weight[rows], central.xray.bias[rows] = (
+            part.float()
+            for part in solved(features, target.logits[:, head], target.trust[:, head], ratio)
+        )
 
 
 def _supervision(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from protocols.client_gaussian import plan_clients
@@ -14,8 +13,8 @@ from protocols.noise_plan import NoisePlan
 from protocols.training_plan import TrainingPlan
 from secure_natfl import config as tables
 from secure_natfl.config import Config
+from secure_natfl.deep_training import trained_parameters
 from secure_natfl.federation import Federation
-from secure_natfl.models import build_backbone
 
 PATIENTS_PER_SHARD = 3
 """Expected patients of a shard, at least: with fewer many shards would be empty."""
@@ -48,22 +47,25 @@ class Planner:
         )
 
     def training(self, table: tables.DpSgd) -> TrainingPlan:
-        """Noise in the training of one head per site."""
-        classes = len(self.federation.task.classes)
+        """Noise in the training of one head, or network, per site."""
         sites = self.federation.sites
+        trained = trained_parameters(
+            self.config.models.central,
+            self.config.data.size,
+            len(self.federation.task.classes),
+            table.layers,
+        )
         return TrainingPlan.calibrate(
             epsilon=table.epsilon,
             delta=table.delta,
             rounds=self.config.system.rounds,
             groups=self.groups,
             units={site.name: site.patients for site in sites},
-            parameters={
-                site.name: (_features(site.architecture, self.config.data.size) + 1) * classes
-                for site in sites
-            },
+            parameters=dict.fromkeys((site.name for site in sites), trained),
             clip_norm=table.gradient_clip,
             rate=table.rate,
             steps=table.steps,
+            layers=table.layers,
             span=SPAN,
             size=self.size,
             bits=self.bits,
@@ -98,12 +100,6 @@ class Planner:
             raise PrivacyError(
                 error.what, where=error.where, why=error.why, fix=error.fix + key
             ) from None
-
-
-@lru_cache
-def _features(architecture: str, size: int) -> int:
-    """Width of a backbone's features."""
-    return build_backbone(architecture, size)[1]
 
 
 def teachers_of(config: Config, federation: Federation) -> dict[str, int]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from protocols.chain import canonical, digest
 from secure_natfl.models import Network, build_backbone, weights_file
-from secure_natfl.training import Naturals, Progress, Schedule, augment, fit
+from secure_natfl.training import Naturals, Progress, Schedule, augment, features_of, fit
 
 _RATE = 2e-3
 _SEED = 20_26
@@ -56,8 +56,24 @@ def pretrained(
     file = cache_folder() / f"{_key(architecture, naturals, size, weights, epochs)}.safetensors"
     if not _restore(network, file):
         _pretrain(network, naturals, epochs, progress)
-        _keep(network, file)
+        _keep(_learned(network), file)
     return network.eval()
+
+
+def public_features(
+    network: Network, naturals: Naturals, *, architecture: str, size: int, weights: str, epochs: int
+) -> torch.Tensor:
+    """Features [P, d] of the natural images under a public start, kept beside it in the cache."""
+    if epochs == 0:
+        return features_of(network.backbone, naturals.images)
+    key = _key(architecture, naturals, size, weights, epochs)
+    file = cache_folder() / f"{key}.features.safetensors"
+    try:
+        return load_file(file)["features"]
+    except (OSError, SafetensorError, KeyError):
+        features = features_of(network.backbone, naturals.images)
+        _keep({"features": features}, file)
+        return features
 
 
 def _pretrain(network: Network, naturals: Naturals, epochs: int, progress: Progress | None) -> None:
@@ -106,12 +122,12 @@ def _restore(network: Network, file: Path) -> bool:
     return True
 
 
-def _keep(network: Network, file: Path) -> None:
+def _keep(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Store for the next run; a cache that cannot be written costs time, not the run."""
     part = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_learned(network), part)
+        save_file(tensors, part)
         part.replace(file)
     except (OSError, SafetensorError):
         with contextlib.suppress(OSError):

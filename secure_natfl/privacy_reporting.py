@@ -149,6 +149,7 @@ def _of_training(plan: TrainingPlan) -> Parameters:
         "noise multiplier, clip norms": worst.training.noise_multiplier,
         "sampling rate": worst.training.rate,
         "steps per round": worst.training.steps,
+        "layers trained": worst.training.layers,
         "parameters trained, at most": max(t.size for t in trainings),
         "noise σ of a step's mean gradient, clip norms, at most": max(
             t.noise_multiplier / t.expected for t in trainings

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torch import Tensor
+
 from secure_natfl.config import Config, DpSgd
 from secure_natfl.federation import Federation, Site
 from secure_natfl.models import Network, check_architecture
 from secure_natfl.planner import sharded, teachers_of
-from secure_natfl.pretraining import pretrained
+from secure_natfl.pretraining import pretrained, public_features
 from secure_natfl.progress import Stages
 from secure_natfl.seeds import Seeds
 from secure_natfl.site_state import secret
 from secure_natfl.systems.private_head import PrivateHead
 from secure_natfl.systems.speaking import PublicBackbone, Speaking, public_backbone, shard_batch
-from secure_natfl.training import features_of
 
 
 def check_architectures(config: Config) -> None:
@@ -57,16 +58,32 @@ def speaking_inputs(
     speaking = {}
     with stages.stage("Public features") as progress:
         for i, site in enumerate(federation.sites):
-            name = site.architecture
+            # Heads under noise are added up best where all are heads of one network.
+            trained = isinstance(config.privacy, DpSgd)
+            name = config.models.central if trained else site.architecture
             if name not in backbones:
-                backbones[name] = _backbone(networks[name], federation, seeds, name)
+                backbones[name] = _backbone(config, networks[name], federation, seeds, name)
             speaking[site.name] = _speaking(config, federation, site, backbones[name], sites, seeds)
             progress(i + 1, len(federation.sites))
     return speaking
 
 
-def _backbone(network: Network, federation: Federation, seeds: Seeds, name: str) -> PublicBackbone:
-    raw = features_of(network.backbone, federation.naturals.images)
+def natural_features(config: Config, network: Network, federation: Federation, name: str) -> Tensor:
+    """Features [P, d] of all natural images on the public start of architecture `name`."""
+    return public_features(
+        network,
+        federation.naturals,
+        architecture=name,
+        size=config.data.size,
+        weights=config.models.weights,
+        epochs=config.models.pretrain_epochs,
+    )
+
+
+def _backbone(
+    config: Config, network: Network, federation: Federation, seeds: Seeds, name: str
+) -> PublicBackbone:
+    raw = natural_features(config, network, federation, name)
     return public_backbone(network, raw, federation.naturals, seeds.torch("trunk", name))
 
 

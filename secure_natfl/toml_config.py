@@ -39,7 +39,7 @@ def load(source: str, changes: Iterable[str] = ()) -> Config:
     Raises ConfigError: no such file or preset (with the nearest name), not TOML, an unknown key
     (with its path and the nearest name), or a value out of range.
     """
-    table = _read(source)
+    table = read(source)
     for change in changes:
         _apply(table, change)
     return parse(table, source)
@@ -57,7 +57,8 @@ def parse(table: Table, source: str) -> Config:
         raise _explained(error, source) from None
 
 
-def _read(source: str) -> Table:
+def read(source: str) -> Table:
+    """The table in the file or preset `source`, unchecked; ConfigError where there is none."""
     path, known = Path(source), presets()
     name = ALIASES.get(source, source)
     if path.suffix != ".toml" and name in known:
@@ -91,12 +92,16 @@ def _apply(table: Table, change: str) -> None:
         raise ConfigError(
             "not a setting", where=f"--set {change}", fix="write --set table.key=value"
         )
-    value = _value(text.strip())
-    inner = table
+    put(table, key.strip(), _value(text.strip()))
+
+
+def put(table: Table, key: str, value: Any) -> None:
+    """Set `key` ("a.b") of `table` in place; the key of a kind brings the new kind's table."""
+    inner, path = table, key.split(".")
     for part in path[:-1]:
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError("not a table", where=f"--set {change}", why=f"{part} is a value")
+            raise ConfigError("not a table", where=key, why=f"{part} is a value")
     if len(path) == 2 and _DISCRIMINATORS.get(path[0]) == path[1]:
         table[path[0]] = _switched(path[0], inner, value)
     else:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocols.quantize import Layout, Segment
-from secure_natfl.config import Config, NatImg
+from secure_natfl.config import Config, DpSgd, NatImg
 from secure_natfl.federation import Federation, Site
 from secure_natfl.fine_tuning import LocalLoss, Target, Teacher, distil, fine_tune, fresh
 from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch
@@ -100,6 +100,8 @@ class NatImgFL:
         self.heads = list(federation.groups) if config.system.heads == "group" else ["all"]
         self._batch = config.models.batch
         self._beta = BETAS[config.system.beta]
+        self._asked = config.proxies.per_round
+        self._linear = isinstance(config.privacy, DpSgd) and config.privacy.layers == "head"
 
     def group_of(self, site: Site) -> str:
         """The one aggregate that a site enters."""
@@ -160,7 +162,9 @@ class NatImgFL:
         if speaking.shards is None:
             asked = self.federation.naturals.images[rows] if images is None else images
             if speaking.head is not None:
-                network = self._private_network(speaking, speaking.head, round_number, begin)
+                network = self._private_network(
+                    speaking, speaking.head, round_number, returned, begin
+                )
                 return private_answer(network, asked, multi_label=speaking.head.multi_label)
             network = self._speaking_network(speaking, returned, generator)
             return network_answer(network, speaking.site, asked)
@@ -246,12 +250,17 @@ class NatImgFL:
     ) -> float:
         """Distil the central model from all that was released; `images` are a control's proxies."""
         naturals = self.federation.naturals
+        trust = torch.stack([released.trust[g] for g in self.heads], 1).unsqueeze(-1)
+        if self._linear:
+            # Each round went on from the one before: the latest answers hold all that was learned.
+            trust[: -self._asked] = 0
         target = Target(
             naturals.images[released.rows] if images is None else images,
             torch.stack([released.logits[g] for g in self.heads], 1),
-            torch.stack([released.trust[g] for g in self.heads], 1).unsqueeze(-1),
+            trust,
             naturals.labels[released.rows] if images is None else None,
             torch.tensor([released.signal_to_noise[g] for g in self.heads]),
+            self._linear,
         )
         return distil(
             central,
@@ -321,13 +330,20 @@ class NatImgFL:
         )
 
     def _private_network(
-        self, speaking: Speaking, head: PrivateHead, round_number: int, begin: Begin | None
+        self,
+        speaking: Speaking,
+        head: PrivateHead,
+        round_number: int,
+        returned: Returned | None,
+        begin: Begin | None,
     ) -> Network:
         """The public backbone with a head trained under noise, which `begin` charges for."""
         site, classes = speaking.site.name, len(self.federation.task.classes)
         network = fresh(speaking.backbone.network, classes, self.seeds.torch("head", site))
         drawn = self.seeds.protective(os.urandom, "drawn images", site, round_number)
-        head.train(network, self.federation.naturals, begin, drawn)
+        raw = speaking.backbone.raw
+        known = None if returned is None else Knowledge(raw[returned.rows], returned.logits)
+        head.train(network, self.federation.naturals.images, raw, known, begin, drawn)
         return network
 
     def _speaking_network(

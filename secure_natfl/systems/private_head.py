@@ -1,7 +1,10 @@
 """The speaking model of dp-sgd: one linear head per site, trained under noise, for one round.
 
+Where it is so configured, layers of the backbone are trained with it (`deep_training`).
+
 Everything that it says is post-processing of its training: answers, β and all. The features come
-from the public backbone, which has seen natural images only.
+from the central model's public backbone, which has seen natural images only: it is the same at all
+sites, and a student on another one would lose most of what a head under noise can say.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ from protocols.chain import RandomBytes
 from protocols.dp_sgd import Descent
 from protocols.errors import PrivacyError
 from secure_natfl.config import DpSgd
+from secure_natfl.deep_training import Layers, train_layers
 from secure_natfl.dp_training import Cohort, Recipe, train_head
 from secure_natfl.federation import Site
+from secure_natfl.fine_tuning import solved
+from secure_natfl.heads import Knowledge
 from secure_natfl.models import Network
 from secure_natfl.systems.betas import Answer
-from secure_natfl.training import Naturals, answers_of
+from secure_natfl.training import answers_of
 
 Begin = Callable[[int], Descent]
 """Charges for a training of so many parameters, and hands out its noisy steps."""
@@ -32,34 +38,67 @@ class PrivateHead:
     cohort: Cohort
     recipe: Recipe
     multi_label: bool
+    layers: Layers = "head"
 
     @classmethod
     def of(cls, site: Site, table: DpSgd) -> PrivateHead:
         """As configured; every image is a unit where a site knows no patients."""
         return cls(
             Cohort.of_patients(site.train, site.train_patients),
-            Recipe(rate=table.learning_rate, images=table.max_images_per_patient),
+            Recipe(
+                rate=table.learning_rate,
+                momentum=0.0,
+                images=table.max_images_per_patient,
+                average=0.0,
+            ),
             site.train.multi_label,
+            table.layers,
         )
 
     def train(
-        self, network: Network, naturals: Naturals, begin: Begin | None, random: RandomBytes
+        self,
+        network: Network,
+        naturals: torch.Tensor,
+        open_features: torch.Tensor,
+        returned: Knowledge | None,
+        begin: Begin | None,
+        random: RandomBytes,
     ) -> None:
-        """Train the head of `network` in place; `random` draws a unit's images of each step."""
+        """Train the head of `network`, and the `layers` below it, in place.
+
+        The head starts from what the server returned, which costs nothing, or from zero.
+        open_features: those of the natural images `naturals`, [P, d], as the network gives them; so
+        are those of `returned`. `random` draws a unit's images of each step.
+        """
         if begin is None:
             raise PrivacyError(
                 "a head that is to be trained under noise, and no charge for it",
                 fix="hand in what begins the mechanism's training",
             )
-        train_head(
-            network,
-            naturals,
-            self.cohort,
-            begin,
-            self.recipe,
-            multi_label=self.multi_label,
-            random=random,
-        )
+        _start(network, returned)
+        shared = self.cohort, begin, self.recipe
+        if self.layers == "head":
+            train_head(network, open_features, *shared, multi_label=self.multi_label, random=random)
+        else:
+            train_layers(
+                network,
+                self.layers,
+                naturals,
+                open_features,
+                *shared,
+                multi_label=self.multi_label,
+                random=random,
+            )
+
+
+@torch.no_grad()
+def _start(network: Network, returned: Knowledge | None) -> None:
+    weight, bias = torch.zeros_like(network.xray.weight), torch.zeros_like(network.xray.bias)
+    if returned is not None:
+        trust = torch.ones(len(returned.logits), 1)
+        weight, bias = solved(returned.features, returned.logits, trust, torch.inf)
+    network.xray.weight.copy_(weight)
+    network.xray.bias.copy_(bias)
 
 
 def private_answer(network: Network, images: torch.Tensor, *, multi_label: bool) -> Answer:

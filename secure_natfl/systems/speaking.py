@@ -53,6 +53,11 @@ class PublicBackbone:
     trunk: nn.Linear
     natural: nn.Linear
 
+    @property
+    def raw(self) -> Tensor:
+        """The natural images' features [P, d] as the network gives them."""
+        return self.features * self.deviation + self.mean
+
     def standardised(self, features: Tensor) -> Tensor:
         """Any features in the units of the natural ones."""
         return (features - self.mean) / self.deviation

@@ -56,6 +56,7 @@ head_steps = 10
 distill_epochs = 1
 
 [privacy]
+mechanism = "shard-teachers"
 shards = 5
 clip = 20
 """

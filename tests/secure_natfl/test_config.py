@@ -60,7 +60,7 @@ GOOD = HOSPITAL.format(name="county") + REST
         ("privacy.epsilon=nan", ("privacy.epsilon: ", "finite")),
         ("privacy.epsilon=inf", ("privacy.epsilon: ", "finite")),
         ("privacy.delta=1", ("privacy.delta: ", "less than 1")),
-        ("privacy.colluders=0", ("privacy.colluders: ", "greater than or equal to 1")),
+        ("privacy.steps=0", ("privacy.steps: ", "greater than or equal to 1")),
         ("data.size=true", ("data.size: ", "integer")),
         ("models.batch=3", ("models.batch: ", "greater than or equal to 4")),
         ("data.hospitals.0.images=3", ("hospitals is a value",)),
@@ -150,7 +150,7 @@ def test_a_table_without_its_kind_takes_the_default_one(refusal, tmp_path):
     file = tmp_path / "a.toml"
     file.write_text(GOOD + "[privacy]\nepsilon = 3\n[aggregation]\nmin_participants = 5\n")
     config = load(str(file))
-    assert (config.privacy.mechanism, config.privacy.epsilon) == ("shard-teachers", 3.0)
+    assert (config.privacy.mechanism, config.privacy.epsilon) == ("dp-sgd", 3.0)
     assert (config.aggregation.kind, config.aggregation.min_participants) == ("ckks", 5)
 
 

@@ -22,6 +22,7 @@ from protocols.errors import (
 from protocols.mechanisms import TrainedOutput
 from protocols.promises import PROMISES
 from secure_natfl.check import check
+from secure_natfl.deep_training import trained_parameters
 from secure_natfl.federation import Site
 from secure_natfl.protection import Protection
 from secure_natfl.report.render import report_html, site_html
@@ -165,6 +166,24 @@ def test_the_noise_control_trains_under_the_same_noise_and_charges_nobody(tiny, 
     assert {len(account.lines) for account in results.accounts.values()} == {1}
 
 
+def test_a_block_is_trained_end_to_end_and_the_report_says_so(tiny, tmp_path):
+    config = tiny(
+        *TRAINED, *ONE_ROUND, "aggregation.kind=plain", "privacy.layers=last", "privacy.steps=1"
+    )
+    trained = trained_parameters("test_resnet", 32, 2, "last")
+    ahead = check(config)
+    results = played(config, tmp_path / "run")
+    plans = [mechanism.training for mechanism in results.terms.mechanisms.values()]
+    assert {(plan.size, plan.layers) for plan in plans} == {(trained, "last")}
+    ratios = [1 / (plan.noise_multiplier / plan.expected * trained**0.5) for plan in plans]
+    assert ahead.groups[0].signal_to_noise_at_most == pytest.approx(min(ratios))
+    privacy = consortium(config, results, "natfl run").privacy
+    assert f"size {trained}, " in privacy.statement
+    assert "layers last" in privacy.statement
+    assert privacy.parameters["layers trained"] == "last"
+    assert {len(account.lines) for account in results.accounts.values()} == {1}
+
+
 # Retries and resumptions
 
 
@@ -268,7 +287,7 @@ def test_where_no_patients_are_known_a_unit_is_an_image(multi_label):
     head = private_head.PrivateHead.of(
         site,
         multi_label.config.model_copy().privacy.model_copy(
-            update={"learning_rate": 1.0, "max_images_per_patient": 4}
+            update={"learning_rate": 1.0, "max_images_per_patient": 4, "layers": "head"}
         ),
     )
     assert len(head.cohort) == len(site.train) == site.patients
