@@ -1,0 +1,1 @@
+"""Attacks on gradients and weight updates: what they tell of the images behind them."""

@@ -1,0 +1,146 @@
+"""The laboratory on given images, and the rows played on it."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from attacks.gradients.laboratory import Observation, Trial
+from attacks.gradients.simulated import ARMS, SimulatedLab
+from attacks.gradients.table import gradient_rows
+from attacks.priors import Prior
+from attacks.rows import Budget
+from protocols.errors import ConfigError
+
+BUDGET = Budget(targets=12, seconds=60, restarts=2, iterations=60)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pictures(count: int, seed: int) -> torch.Tensor:
+    noise = torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return functional.interpolate(noise, size=(16, 16), mode="bicubic").clamp(0, 1)
+
+
+def laboratory(seed: int = 0, **changes) -> SimulatedLab:
+    random = np.random.default_rng(seed)
+    return SimulatedLab(
+        images=pictures(120, seed),
+        labels=torch.from_numpy(random.integers(0, 4, 120)),
+        clusters=np.arange(120) // 2,
+        public=pictures(120, seed + 1),
+        classes=4,
+        random=random.bytes,
+        **changes,
+    )
+
+
+def play(row_id: str, arm: str, budget: Budget = BUDGET, lab: SimulatedLab | None = None):
+    rows = {row.id: row for row in gradient_rows(lab or laboratory())}
+    return rows[row_id].play(arm, budget, np.random.default_rng(0))
+
+
+def flat(trial: Trial) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in trial.observation.gradient])
+
+
+def test_rows_fix_their_criteria_before_anything_is_played():
+    rows = gradient_rows(laboratory())
+    assert [row.id for row in rows] == ["G1", "G3", "G3i", "G4", "G5a", "G5b", "G2"]
+    assert all(row.arms == ARMS and 0 < row.margin < row.control_margin for row in rows)
+
+
+@pytest.mark.parametrize(("row", "control"), [("G1", 0.95), ("G2", 0.95), ("G5a", 0.5)])
+def test_closed_forms_succeed_undefended(row, control):
+    found = play(row, "undefended")
+    assert found.scores.shape == found.clusters.shape == (12,)
+    assert found.scores.mean() > control
+    assert all(found.scores.mean() > base.mean() + 0.1 for base in found.baselines.values())
+
+
+def test_position_embeddings_give_the_image_away():
+    found = play("G4", "undefended", replace(BUDGET, targets=4))
+    assert found.scores.min() > 0.99
+    assert found.extra["share of exact images"] > 0
+
+
+@pytest.mark.parametrize("row", ["G1", "G2"])
+@pytest.mark.parametrize("arm", ["dp-sgd", "nothing shown"])
+def test_an_attack_that_learns_nothing_stays_at_its_prior(row, arm):
+    found = play(row, arm, lab=laboratory(noise_multiplier=100.0))
+    assert np.abs(found.scores - found.baselines["prior"]).mean() < 0.02
+
+
+def test_the_prior_keeps_what_varies_and_drops_what_does_not():
+    images = torch.full((50, 1, 4, 4), 0.5)
+    images[:, 0, 0, 0] = torch.linspace(0, 1, 50)
+    prior = Prior.of(images)
+    seen = torch.full((1, 1, 4, 4), 0.9)
+    drawn = prior.posterior(seen, 0.1)
+    assert drawn[0, 0, 0, 0].item() > 0.85
+    assert torch.allclose(drawn[0, 0, 1:], torch.tensor(0.5), atol=1e-4)
+    assert torch.equal(prior.posterior(seen, 0.0), seen)
+    assert torch.allclose(prior.posterior(seen, 1e6), prior.guess(1), atol=1e-3)
+    with pytest.raises(ConfigError, match="at least two"):
+        Prior.of(images[:1])
+
+
+@pytest.mark.nightly
+def test_gradient_matching_succeeds_undefended():
+    found = play("G3", "undefended", Budget(targets=2, seconds=30, restarts=2, iterations=60))
+    assert found.scores.mean() > found.baselines["prior"].mean() + 0.2
+    # What was kept was chosen on the attacker's own images.
+    assert sum(name.startswith("rehearsed: ") for name in found.extra) == 1 + 4 * 5
+
+
+def test_the_same_clients_are_attacked_in_every_arm():
+    lab = laboratory()
+    seen = {}
+    for arm in ARMS:
+        trials = list(lab.trials("batch", arm, 3, np.random.default_rng(5)))
+        seen[arm] = [trial.truth.images[0] for trial in trials]
+    for arm in ARMS[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[arm], seen["undefended"], strict=True))
+
+
+def test_truth_and_lures_are_disjoint():
+    for trial in laboratory().trials("image", "aggregated", 5, np.random.default_rng(0)):
+        assert trial.observation.knowledge.images == 10
+        assert len(trial.truth.images) == 1
+        gaps = (trial.truth.lures - trial.truth.images).flatten(1).abs().amax(1)
+        assert len(gaps) == 49
+        assert float(gaps.min()) > 0
+
+
+def test_noise_and_clip_are_as_known():
+    lab = laboratory(noise_multiplier=2.0)
+    trial = next(iter(lab.trials("linear", "dp-sgd", 1, np.random.default_rng(0))))
+    known = trial.observation.knowledge
+    assert known.noise == pytest.approx(2 * known.clip)
+    residue = flat(trial)
+    assert float(residue.std()) == pytest.approx(known.noise, rel=0.05)
+    assert math.isfinite(known.clip)
+
+
+def test_attacks_see_the_observation_only():
+    trial = next(iter(laboratory().trials("batch", "undefended", 1, np.random.default_rng(0))))
+    assert isinstance(trial.observation, Observation)
+    assert set(vars(trial.observation)) == {"knowledge", "gradient"}
+
+
+def test_a_laboratory_needs_enough_images_in_range():
+    with pytest.raises(ConfigError, match="not as a network takes them"):
+        replace(laboratory(), images=(pictures(120, 0) - 0.5) / 0.25)
+    with pytest.raises(ConfigError, match="at least 80"):
+        replace(laboratory(), images=pictures(20, 0))
+    with pytest.raises(ConfigError, match="no arm"):
+        play("G1", "imagined")
