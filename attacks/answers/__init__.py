@@ -1,0 +1,1 @@
+"""Attacks on a site's answers to public images, clear, noised, or summed with others'."""

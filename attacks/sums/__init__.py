@@ -1,0 +1,1 @@
+"""Attacks on weighted sums: differences, long observation, probing, poisoning."""
