@@ -1,0 +1,1 @@
+"""Studies: many runs of one federation, compared on predictions for images held back."""

@@ -1,0 +1,201 @@
+"""One cell in a worker process: train with one fold held back, predict that fold, keep little."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from protocols.errors import NatflError
+from secure_natfl import baselines
+from secure_natfl.evaluation import TestPart, hospital_tests, predict
+from secure_natfl.federation import Federation, build
+from secure_natfl.models import Network
+from secure_natfl.progress import Stages
+from secure_natfl.results import Results, State, head_of
+from secure_natfl.run import Run
+from secure_natfl.run_folder import RunFolder
+from secure_natfl.seeds import Seeds
+from secure_natfl.setup import public_networks
+from secure_natfl.site_state import secret
+from secure_natfl.study.file import Model
+from secure_natfl.study.folder import Record, StudyFolder
+from secure_natfl.study.grid import Cell
+from secure_natfl.study.preflight import simulated
+from secure_natfl.systems.natimg_fl import NatImgFL, Released
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to play, the models that its study asks for, and where."""
+
+    cell: Cell
+    models: tuple[Model, ...]
+    folder: StudyFolder
+
+
+class StudyRun(Run):
+    """A run whose sites train no personal models where no study asks for them."""
+
+    personal = True
+
+    def _personalise(
+        self, number: int, system: NatImgFL, state: State, released: Released
+    ) -> dict[str, float]:
+        return super()._personalise(number, system, state, released) if self.personal else {}
+
+
+def play(job: Job) -> str:
+    """Play one cell to its files; the fault in one line, or "" when all went well.
+
+    Runs in a process of its own, again at any time after it was killed.
+    """
+    start, worked = time.perf_counter(), time.process_time()
+    torch.set_num_threads(1)
+    try:
+        arrays, record = _federation(job) if job.cell.kind == "federation" else _comparison(job)
+        config = job.cell.config
+        record |= {
+            "kind": job.cell.kind,
+            "seed": config.run.seed,
+            "fold": config.data.fold,
+            "config_sha256": config.identity,
+            "simulated": simulated(config),
+            "private": not config.seeded and record.get("epsilon", "inf") != "inf",
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - worked,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        job.folder.finish(job.cell, arrays, record)
+    except NatflError as error:
+        return str(error)
+    except Exception as error:  # A cell's fault must not end the study.
+        return f"{type(error).__name__}: {error}"
+    finally:
+        # What was charged stays in the ledgers; a run that failed is played anew.
+        shutil.rmtree(job.folder.work(job.cell), ignore_errors=True)
+    return ""
+
+
+def keys_of(images: Tensor) -> NDArray[np.int64]:
+    """A number per image [N, 1, H, W] that is the same in every cell, whatever its order."""
+    digests = [blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images]
+    return np.array([int.from_bytes(one, "big", signed=True) for one in digests], np.int64)
+
+
+def _federation(job: Job) -> tuple[Arrays, Record]:
+    config, work = job.cell.config, job.folder.work(job.cell)
+    ledger = config.ledger.model_copy(update={"folder": str(job.folder.ledgers / job.cell.id)})
+    config = config.model_copy(update={"ledger": ledger})
+    text = tomli_w.dumps(config.model_dump(mode="json"))
+    for table in config.data.hospitals:
+        # All cells know a hospital's patients under one name, or their folds would differ.
+        _keep_key(Path(ledger.folder) / table.name, job.folder.hospital_key(table.name))
+    opened = RunFolder.open(work, config, text, resume=(work / "run.json").exists())
+    run = StudyRun(config, opened, Console(quiet=True))
+    run.personal = "personalised" in job.models
+    results = run.play()
+    arrays: Arrays = {}
+    for hospital, part in hospital_tests(results.federation).items():
+        arrays |= _truth(hospital, part)
+        if "central" in job.models:
+            found = predict(results.state.central, part, head_of(results.system, hospital))
+            arrays[f"{hospital}:central"] = found[None].astype(np.float32)
+        if run.personal:
+            arrays |= _by_site(hospital, "personalised", results.state.personal, part, results)
+    return arrays, _costs(results)
+
+
+def _comparison(job: Job) -> tuple[Arrays, Record]:
+    config = job.cell.config
+    federation = build(config, job.folder.hospital_key)
+    seeds = Seeds.of_study(int(config.run.seed))
+    networks = public_networks(config, federation, Stages(Console(quiet=True)))
+    local, pooled = {}, None
+    if "local_only" in job.models:
+        for site in federation.sites:
+            public = networks[site.architecture]
+            local[site.name] = baselines.local_only(config, federation, site, public, seeds)
+    if "pooled" in job.models:
+        pooled = baselines.pooled(config, federation, networks[config.models.central], seeds)
+    arrays: Arrays = {}
+    for hospital, part in hospital_tests(federation).items():
+        arrays |= _truth(hospital, part)
+        if local:
+            arrays |= _by_site(hospital, "local_only", local, part, federation)
+        if pooled is not None:
+            arrays[f"{hospital}:pooled"] = predict(pooled, part)[None].astype(np.float32)
+    return arrays, {}
+
+
+def _truth(hospital: str, part: TestPart) -> Arrays:
+    units = [blake2b(p.encode(), digest_size=8).digest() for p in part.truth.patients]
+    return {
+        f"{hospital}:keys": keys_of(part.examples.images),
+        f"{hospital}:units": np.array(
+            [int.from_bytes(one, "big", signed=True) for one in units], np.int64
+        ),
+        f"{hospital}:targets": part.truth.targets,
+        f"{hospital}:known": part.truth.known,
+        f"{hospital}:multi_label": np.array(part.truth.multi_label),
+        f"{hospital}:patients": np.array(part.truth.unit == "patient"),
+    }
+
+
+def _by_site(
+    hospital: str,
+    model: Model,
+    networks: dict[str, Network],
+    part: TestPart,
+    of: Results | Federation,
+) -> Arrays:
+    """What each site's own network says of the hospital's fold: [sites, n, C]."""
+    federation = of.federation if isinstance(of, Results) else of
+    names = [site.name for site in federation.hospitals[hospital]]
+    found = np.stack([predict(networks[name], part) for name in names])
+    return {
+        f"{hospital}:{model}": found.astype(np.float32),
+        f"{hospital}:{model}:sites": np.array(names),
+    }
+
+
+def _costs(results: Results) -> Record:
+    plan = results.terms.noise_plan
+    names = [site.name for site in results.federation.sites]
+    spent = [plan.spending(name) for name in names] if plan else []
+    return {
+        "epsilon": _spelled(s.epsilon for s in spent),
+        "epsilon_isolated": _spelled(s.epsilon_isolated for s in spent),
+        "upload_bytes": sum(r["upload_bytes"] for r in results.rounds),
+        "download_bytes": sum(r["download_bytes"] for r in results.rounds),
+        "protection_seconds": sum(sum(r["protection"].values()) for r in results.rounds),
+        "stages": results.stages.seconds,
+    }
+
+
+def _keep_key(folder: Path, key: bytes) -> None:
+    """Put a hospital's key where its run looks for one."""
+
+    def drawn(_: int) -> bytes:
+        return key
+
+    secret(folder, "identity", drawn)
+
+
+def _spelled(epsilons: Iterable[float]) -> float | str:
+    """The largest; "inf" without noise."""
+    return max(epsilons, default="inf")

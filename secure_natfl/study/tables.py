@@ -1,0 +1,173 @@
+"""A study's figures as files: results.parquet, .csv, table.tex, and the tables beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from protocols.errors import RunFolderError
+from secure_natfl.report import formats
+from secure_natfl.run_folder import write
+from secure_natfl.study.analysis import Gap, Score, Test
+from secure_natfl.study.grid import Plan, Setting
+from secure_natfl.study.preflight import simulated
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one cell of a setting costs on average; bytes per site, the busiest one, all rounds."""
+
+    setting: Setting
+    cells: int
+    seconds: float
+    cpu_seconds: float
+    protection_seconds: float
+    upload_bytes: float
+    download_bytes: float
+    epsilon: float
+    epsilon_isolated: float
+
+
+def write_tables(
+    folder: Path,
+    plan: Plan,
+    scores: Sequence[Score],
+    tests: Sequence[Test],
+    gaps: Sequence[Gap],
+    costs: Sequence[Cost],
+) -> None:
+    """Write all tables; what depends on the machine stands in costs.csv alone."""
+    results = [score_row(score) for score in scores]
+    rows = {
+        "results": results,
+        "tests": [_test_row(test) for test in tests],
+        "subgroups": [_gap_row(gap) for gap in gaps],
+        "costs": [_cost_row(cost) for cost in costs],
+    }
+    try:
+        for name, table in rows.items():
+            write(folder / f"{name}.csv", as_csv(table).encode())
+        part = folder / "results.parquet.part"
+        pq.write_table(pa.Table.from_pylist(results), part)
+        part.replace(folder / "results.parquet")
+        write(folder / "table.tex", latex(plan, scores).encode())
+    except OSError as error:
+        raise RunFolderError(
+            "the tables cannot be written",
+            where=str(folder),
+            why=str(error),
+            fix="free space and take the study up with --resume",
+        ) from None
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Rows under the keys of the first; nothing where there are none."""
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()
+
+
+def score_row(score: Score) -> Row:
+    """One score and all that says what it is of; a study is seeded, so nothing is private."""
+    found = score.auroc
+    return _where(score.setting) | {
+        "hospital": score.hospital,
+        "model": score.model,
+        "site": score.site,
+        "seed": "mean" if score.seed is None else str(score.seed),
+        "seeds": score.seeds,
+        "auroc": found and round(found.value, 6),
+        "low": found and round(found.low, 6),
+        "high": found and round(found.high, 6),
+        "n": score.n,
+        "unit": score.unit,
+        "private": False,
+        "phantoms": simulated(score.setting.config),
+    }
+
+
+def latex(plan: Plan, scores: Sequence[Score]) -> str:
+    """One line per setting, one column per hospital and model: AUROC with its 95 % interval."""
+    overall = [s for s in scores if s.seed is None and not s.site and s.auroc is not None]
+    columns = list(dict.fromkeys((s.hospital, s.model) for s in overall))
+    found = {(id(s.setting), s.hospital, s.model): s.auroc for s in overall}
+    head = " & ".join(["Setting", *(_tex(f"{h}, {m}") for h, m in columns)])
+    lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\hline", head + r" \\", r"\hline"]
+    for setting in dict.fromkeys(s.setting for s in overall):
+        cells = [_tex(setting.label)]
+        for hospital, model in columns:
+            one = found.get((id(setting), hospital, model))
+            cells.append(
+                "--" if one is None else f"{one.value:.3f} ({one.low:.3f}--{one.high:.3f})"
+            )
+        lines.append(" & ".join(cells) + r" \\")
+    note = (
+        f"% {plan.study.name}: {plan.study.folds}-fold out-of-fold AUROC, mean over seeds, "
+        "95 % bootstrap over patients. Seeded: not private."
+    )
+    return "\n".join([note, *lines, r"\hline", r"\end{tabular}", ""])
+
+
+def _where(setting: Setting) -> Row:
+    return {"arm": setting.arm, **dict(setting.point), "epsilon": _spelled(setting.epsilon)}
+
+
+def _test_row(test: Test) -> Row:
+    return _where(test.setting) | {
+        "hospital": test.hospital,
+        "comparison": test.name,
+        "seeds": test.seeds,
+        "difference": round(test.difference.value, 6),
+        "lower_95": round(test.difference.lower, 6),
+        "upper_95": round(test.difference.upper, 6),
+    }
+
+
+def _gap_row(gap: Gap) -> Row:
+    return _where(gap.setting) | {
+        "hospital": gap.hospital,
+        "model": gap.model,
+        "column": gap.column,
+        "gap": round(gap.gap.value, 6),
+        "low": round(gap.gap.low, 6),
+        "high": round(gap.gap.high, 6),
+        "auroc_by_value": "; ".join(f"{v} {formats.score(i)}" for v, i in gap.values.items()),
+    }
+
+
+def _cost_row(cost: Cost) -> Row:
+    return _where(cost.setting) | {
+        "cells": cost.cells,
+        "seconds": round(cost.seconds, 2),
+        "cpu_seconds": round(cost.cpu_seconds, 2),
+        "protection_seconds": round(cost.protection_seconds, 3),
+        "upload_bytes": round(cost.upload_bytes),
+        "download_bytes": round(cost.download_bytes),
+        "epsilon_worst_site": _spelled(cost.epsilon),
+        "epsilon_everyone_else_colluding": _spelled(cost.epsilon_isolated),
+    }
+
+
+def _spelled(epsilon: float) -> str:
+    return "inf" if math.isinf(epsilon) else f"{epsilon:g}"
+
+
+def _tex(text: str) -> str:
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    for sign, written in (("ε", r"$\varepsilon$"), ("∞", r"$\infty$"), ("−", "$-$")):
+        text = text.replace(sign, written)
+    return text

@@ -1,0 +1,204 @@
+"""A study file, its grid, and everything that is refused before the first cell runs."""
+
+import math
+import tomllib
+
+import numpy as np
+import pytest
+
+from protocols.errors import ConfigError, DataError, LedgerError, NatflError, RunFolderError
+from secure_natfl.data.records import Records
+from secure_natfl.study.file import StudyFile, read_study, seconds_of, shipped
+from secure_natfl.study.folder import StudyFolder
+from secure_natfl.study.grid import plan_of
+from secure_natfl.study.preflight import check_folds, check_plan
+
+BASE = """
+name = "little"
+base = "smoke"
+folds = 3
+seeds = [0, 1]
+
+[set]
+data.size = 32
+privacy.mechanism = "shard-teachers"
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    def made(text: str, base: str = BASE) -> StudyFile:
+        file = tmp_path / "little.toml"
+        file.write_text(base + text, encoding="utf-8")
+        return read_study(str(file))
+
+    return made
+
+
+@pytest.fixture
+def pack(tmp_path):
+    """A study on one npz pack with these labels, each image a patient of its own."""
+
+    def made(labels, *more: str, sites: int = 1) -> StudyFile:
+        rng = np.random.default_rng(0)
+        np.savez(
+            tmp_path / "pack.npz",
+            images=rng.integers(0, 256, (len(labels), 32, 32), dtype=np.uint8),
+            labels=np.asarray(labels),
+            class_names=np.array(["normal", "pneumonia"]),
+            cluster=np.arange(len(labels)),
+        )
+        tables = [f'{{ name = "a", sites = {sites}, group = "one"', *more]
+        rest = f'kind = "npz", path = "{tmp_path}/pack.npz", architectures = ["test_resnet"] }}'
+        hospitals = ",".join(f"{table}, {rest}" for table in tables)
+        file = tmp_path / "packed.toml"
+        file.write_text(
+            'name = "packed"\nbase = "smoke"\nfolds = 3\n[set]\n'
+            f'"data.hospitals" = [{hospitals}]\n"proxies.images" = 40\n"proxies.per_round" = 20\n',
+            encoding="utf-8",
+        )
+        return read_study(str(file))
+
+    return made
+
+
+def test_every_arm_has_its_first_seed_whole_before_any_second(study):
+    plan = plan_of(
+        study('[grid]\nprivacy.epsilon = [1, 8]\n[arms.a]\n[arms.b]\nsystem.alpha="equal"')
+    )
+    cells = plan.cells()
+    assert [cell.config.run.seed for cell in cells] == sorted(c.config.run.seed for c in cells)
+    federations = [cell for cell in cells if cell.kind == "federation"]
+    assert len(federations) == 2 * 2 * 2 * 3
+    # Local-only and pooled training know neither ε nor α: one of each per seed and fold.
+    assert len(cells) - len(federations) == 2 * 3
+    assert {cell.config.data.fold for cell in cells} == {0, 1, 2}
+
+
+def test_an_epsilon_of_inf_takes_only_the_noise_away(study):
+    text = '[grid]\nprivacy.epsilon = [4.0, "inf"]\n[arms.shards]\nprivacy.shards = 7\n'
+    text += '[arms.heads]\nprivacy.mechanism = "dp-sgd"\n'
+    settings = {s.label: s.config.privacy for s in plan_of(study(text)).settings}
+    assert settings["shards, ε = 4"].mechanism == "shard-teachers"
+    silent = settings["shards, ε = ∞"]
+    assert (silent.mechanism, silent.speaking, silent.shards) == ("none", "shards", 7)
+    assert silent.clip == settings["shards, ε = 4"].clip
+    assert settings["heads, ε = 4"].mechanism == "dp-sgd"
+    assert settings["heads, ε = ∞"].speaking == "network"
+
+
+def test_equal_configurations_are_one_cell(study):
+    text = "[arms.a]\nsystem.temperature = 2.0\n[arms.b]\nsystem.temperature = 2\n[arms.c]\n"
+    plan = plan_of(study(text))
+    ids = {plan.federation(setting, 0, 0).id for setting in plan.settings}
+    assert len(ids) == 1
+
+
+def test_an_arm_that_sets_an_axis_stands_at_one_value_of_it(study):
+    text = "[grid]\nprivacy.epsilon = [1, 2]\n[arms.a]\n"
+    text += '[arms.exact]\nprivacy.epsilon = "inf"\n'
+    labels = [setting.label for setting in plan_of(study(text)).settings]
+    assert labels == ["a, ε = 1", "exact, ε = ∞", "a, ε = 2"]
+
+
+def test_base_path_starts_at_the_study_file(tmp_path, study):
+    (tmp_path / "own.toml").write_text('[models]\ncentral = "test_resnet"\n[data]\n')
+    found = study("", 'name = "x"\nbase = "own.toml"\n')
+    assert found.base == str(tmp_path / "own.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sedes = [1]", ("unknown key", "seeds")),
+        ("budget = '3 days'", ("budget", "8h")),
+        ("[arms.a]\nrun.seed = 3", ("run.seed", "seeds")),
+        ("[grid]\nledger.folder = ['x']", ("ledger.folder", "ledger")),
+        ("[arms.a]\nsystem.betta = 'natural'", ("impossible cell", "arm a", "beta")),
+        ("[grid]\nprivacy.epsilon = [-1.0]", ("impossible cell", "greater than 0")),
+        (
+            "[arms.a]\nsystem.beta = 'class'\nprivacy.mechanism = 'dp-sgd'",
+            ("impossible cell", "dp-sgd"),
+        ),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(study, text, said):
+    with pytest.raises(ConfigError) as caught:
+        plan_of(study(text, BASE.partition("[set]")[0]))
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+def test_hospital_in_two_groups(study, pack):
+    twice = 'data.hospitals = [{ name="a", group="x", kind="phantom", hospital="children", '
+    twice += 'architectures=["test_resnet"] }, { name="a", group="y", kind="phantom", '
+    twice += 'hospital="county", architectures=["test_resnet"] }]'
+    with pytest.raises(ConfigError, match="a is in two groups, x and y"):
+        plan_of(study(twice))
+    again = '{ name = "b", group = "two"'
+    with pytest.raises(NatflError, match="a and b are the same images in two groups"):
+        check_plan(plan_of(pack([0, 1] * 20, again)))
+
+
+def test_fold_with_one_class(pack):
+    with pytest.raises(DataError, match="has one class") as caught:
+        check_plan(plan_of(pack([0] * 40 + [1, 1])))
+    assert "fold" in str(caught.value)
+    assert "system" in str(caught.value)
+
+
+def test_fewer_patients_than_folds(pack):
+    with pytest.raises(DataError, match="cannot fill 3 folds"):
+        check_plan(plan_of(pack([0, 1] * 4, sites=4)))
+
+
+def test_a_hospital_of_one_class_may_take_part():
+    config = plan_of(read_study("smoke-study")).cells()[0].config
+    records = Records(
+        np.zeros((9, 4, 4), np.uint8),
+        np.ones(9, np.int64),
+        ("normal", "pneumonia"),
+        tuple(map(str, range(9))),
+        "patient",
+        "positives",
+    )
+    check_folds(records, 1, config)
+
+
+def test_group_under_its_floor(pack):
+    with pytest.raises(NatflError, match="system") as caught:
+        check_plan(plan_of(pack([0, 1] * 30, sites=2)))
+    assert "3" in str(caught.value)
+
+
+def test_a_study_never_charges_somebody_elses_ledgers(tmp_path, study):
+    (tmp_path / "sites" / "nih").mkdir(parents=True)
+    (tmp_path / "sites" / "nih" / "ledger.db").write_bytes(b"theirs")
+    chosen = study("").model_copy(update={"ledger": str(tmp_path / "sites")})
+    with pytest.raises(LedgerError, match="belong to somebody else"):
+        StudyFolder.open(tmp_path / "out", chosen, "", resume=False)
+
+
+def test_a_folder_is_taken_up_by_its_own_study_alone(tmp_path, study):
+    chosen = study("")
+    StudyFolder.open(tmp_path / "out", chosen, "", resume=False)
+    with pytest.raises(RunFolderError, match="--resume"):
+        StudyFolder.open(tmp_path / "out", chosen, "", resume=False)
+    other = chosen.model_copy(update={"name": "other"})
+    with pytest.raises(RunFolderError, match="holds the study little"):
+        StudyFolder.open(tmp_path / "out", other, "", resume=True)
+    folder = StudyFolder.open(tmp_path / "out", chosen, "", resume=True)
+    with folder.alone(), pytest.raises(RunFolderError, match="another process"), folder.alone():
+        pass
+
+
+def test_time_in_words():
+    assert (seconds_of("8h"), seconds_of("90min"), seconds_of("1.5 h")) == (28800, 5400, 5400)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_studies_hold_no_impossible_cell(name):
+    plan = plan_of(read_study(name))
+    assert plan.cells()
+    assert all(setting.config.mode for setting in plan.settings)
+    tomllib.loads(shipped()[name].read_text(encoding="utf-8"))
+    assert math.isfinite(min(setting.epsilon for setting in plan.settings))

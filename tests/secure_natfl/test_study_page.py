@@ -1,0 +1,116 @@
+"""From finished cells of known quality to tables, recommendation and page: nothing is trained."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from protocols.errors import DataError
+from secure_natfl.study.advice import MARGIN, advise, worst_of
+from secure_natfl.study.analysis import Analysis
+from secure_natfl.study.conduct import Wish, conduct
+from secure_natfl.study.file import read_study
+from secure_natfl.study.folder import StudyFolder
+from secure_natfl.study.grid import plan_of
+from secure_natfl.study.page import attack_figures
+from secure_natfl.study.subgroups import Subgroups
+
+IMAGES = 160
+COSTS = {"kind": "", "seconds": 1.0, "cpu_seconds": 1.0, "upload_bytes": 1000}
+
+
+def arrays(cell, signal, model):
+    """A fold of one hospital: as many images in each, half of them positive."""
+    rng = np.random.default_rng(cell.config.data.fold)
+    labels = np.arange(IMAGES) % 2
+    score = signal * labels + rng.normal(size=IMAGES)
+    p = 1 / (1 + np.exp(-score))
+    keys = np.arange(IMAGES) + cell.config.data.fold * IMAGES
+    return {
+        "children:keys": keys,
+        "children:units": keys // 2,
+        "children:targets": np.stack([1 - labels, labels], 1).astype(np.float32),
+        "children:known": np.ones((IMAGES, 2), np.float32),
+        "children:multi_label": np.array(False),
+        "children:patients": np.array(True),
+        f"children:{model}": np.stack([1 - p, p], 1)[None].astype(np.float32),
+    }
+
+
+@pytest.fixture
+def played(tmp_path):
+    """The smoke study with cells whose signal is given by ε; `local` for local training."""
+
+    def made(signals, local=1.0):
+        study = read_study("smoke-study")
+        plan = plan_of(study)
+        folder = StudyFolder.open(tmp_path / "S", study, "", resume=False)
+        for setting in plan.settings:
+            for cell in plan.of(setting, 0):
+                federated = cell.kind == "federation"
+                signal = signals[setting.epsilon] if federated else local
+                if signal is not None:
+                    model = "central" if federated else "local_only"
+                    costs = COSTS | ({"epsilon": setting.epsilon} if federated else {})
+                    folder.finish(cell, arrays(cell, signal, model), costs)
+        return study, folder, Analysis(folder, plan, Subgroups([]))
+
+    return made
+
+
+def test_the_smallest_epsilon_that_loses_little_is_taken(played):
+    _, _, analysis = played({2.0: 0.3, 8.0: 2.0, math.inf: 2.05})
+    advice = advise(analysis, worst_of(analysis))
+    assert advice.chosen.setting.epsilon == 8
+    assert any("the federation is better there" in reason for reason in advice.reasons)
+
+
+def test_where_every_epsilon_loses_much_it_says_so(played):
+    _, _, analysis = played({2.0: 0.2, 8.0: 0.4, math.inf: 3.0}, local=3.0)
+    advice = advise(analysis, worst_of(analysis))
+    assert advice.chosen.setting.epsilon == 8
+    assert any(f"at most {MARGIN}" in r and "No finite ε" in r for r in advice.reasons)
+    assert any("training alone is better there" in reason for reason in advice.reasons)
+
+
+def test_tests_pair_the_same_images(played):
+    _, _, analysis = played({2.0: 0.5, 8.0: 1.0, math.inf: 1.0}, local=1.0)
+    found = {(t.setting.label, t.name): t.difference for t in analysis.tests()}
+    # Local training has the very predictions of the central model at ε = 8.
+    same = found["natural, ε = 8", "central − local_only"]
+    assert (same.value, same.lower, same.upper) == (0, 0, 0)
+    assert found["natural, ε = 2", "central − local_only"].upper < 0
+    assert found["uniform, ε = 8", "central: uniform − natural"].value == 0
+
+
+def test_a_setting_counts_once_all_its_folds_are_in(played):
+    _, _, analysis = played({2.0: None, 8.0: 1.0, math.inf: 1.0})
+    assert {setting.epsilon for setting in analysis.settings} == {8.0, math.inf}
+    advice = advise(analysis, worst_of(analysis))
+    assert advice.reasons[0].startswith("4 of 6 settings")
+
+
+def test_the_page_shows_curve_front_and_attack_figures(played):
+    study, folder, analysis = played({2.0: 0.5, 8.0: 1.0, math.inf: 1.5})
+    lines = ["arm,privacy.epsilon,advantage", "natural,2,0.01", "natural,8,0.03", "uniform,inf,0.4"]
+    (folder.path / "attacks.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert attack_figures(folder.path, analysis.plan.settings)["uniform, ε = ∞"] == 0.4
+    wish = Wish(folder.path, "natfl study smoke-study", resume=True)
+    page = conduct(study, wish, Console(quiet=True)).read_text(encoding="utf-8")
+    assert 'id="figure-epsilon-central"' in page
+    assert 'id="figure-front-advantage"' in page
+    assert 'id="figure-front-bytes"' not in page
+    assert not re.search(r"#fa00\d\d|https?://(?!www\.w3\.org)", page)
+    assert "<script" not in page
+    assert (folder.path / "table.tex").read_text().count(r"\varepsilon") == 6
+
+
+@pytest.mark.parametrize("line", ["nobody,8,0.1", "natural,8,1.5", "natural,8,", "natural,9,0.1"])
+def test_an_attack_figure_of_no_setting_is_refused(played, line):
+    _, folder, analysis = played({2.0: None, 8.0: None, math.inf: None}, local=None)
+    text = f"arm,privacy.epsilon,advantage\n{line}\n"
+    (folder.path / "attacks.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="line 2"):
+        attack_figures(folder.path, analysis.plan.settings)
