@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,36 @@ class Network(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+class SideBySide(nn.Module):
+    """Backbones that see the same images; their features stand beside one another."""
+
+    def __init__(self, backbones: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.backbones = nn.ModuleList(backbones)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 1, H, W] → the features [B, d] of all, in order."""
+        return torch.cat([backbone(images) for backbone in self.backbones], 1)
+
+
+def parts_of(architecture: str) -> list[str]:
+    """The names that a "+" joins; one where there is none."""
+    return architecture.split("+")
+
+
 def build_backbone(architecture: str, size: int, weights: str = "none") -> tuple[nn.Module, int]:
     """A backbone for grey images of `size`, and its number of features d.
 
     `architecture`: a timm name, or "package.module:factory" whose factory takes no argument and
-    returns a module from [B, 1, H, W] to [B, d]. `weights`: "none", "hub", or a .safetensors file
-    (or a folder with one per architecture); timm adapts the first layer to one channel. Raises
-    ModelError with the nearest name, or with what is wrong with the weights.
+    returns a module from [B, 1, H, W] to [B, d], or several of these joined by "+", side by side.
+    `weights`: "none", "hub", or a .safetensors file (or a folder with one per architecture); timm
+    adapts the first layer to one channel. Raises ModelError with the nearest name, or with what is
+    wrong with the weights.
     """
+    parts = parts_of(architecture)
+    if len(parts) > 1:
+        backbones, features = zip(*(build_backbone(p, size, weights) for p in parts), strict=True)
+        return SideBySide(backbones), sum(features)
     own = ":" in architecture
     backbone = _made(architecture) if own else _timm(architecture, size, weights)
     try:
@@ -77,7 +99,11 @@ def build_backbone(architecture: str, size: int, weights: str = "none") -> tuple
 
 def check_architecture(architecture: str) -> None:
     """Refuse a name that nothing can be built from; `natfl check` calls it before any training."""
-    if ":" in architecture:
+    parts = parts_of(architecture)
+    if len(parts) > 1:
+        for part in parts:
+            check_architecture(part)
+    elif ":" in architecture:
         _own(architecture)
     elif not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), 1)

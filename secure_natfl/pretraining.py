@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from protocols.chain import canonical, digest
-from secure_natfl.models import Network, build_backbone, weights_file
+from secure_natfl.models import Network, SideBySide, build_backbone, parts_of, weights_file
 from secure_natfl.training import Naturals, Progress, Schedule, augment, features_of, fit
 
 _RATE = 2e-3
@@ -44,8 +44,24 @@ def pretrained(
 ) -> Network:
     """A network of `architecture` after `epochs` on the natural images, from the cache if there.
 
-    The X-ray head is untrained. Deterministic for the same inputs on the same machine.
+    The X-ray head is untrained. Networks side by side are trained one by one, and the mean of
+    their logits is the natural head. Deterministic for the same inputs on the same machine.
     """
+    parts = parts_of(architecture)
+    if len(parts) > 1:
+        networks = [
+            pretrained(
+                part,
+                naturals,
+                size=size,
+                classes=classes,
+                weights=weights,
+                epochs=epochs,
+                progress=progress,
+            )
+            for part in parts
+        ]
+        return _beside(networks, groups)
     natural_classes = int(naturals.labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
@@ -58,6 +74,20 @@ def pretrained(
         _pretrain(network, naturals, epochs, progress)
         _keep(_learned(network), file)
     return network.eval()
+
+
+def _beside(networks: list[Network], groups: int) -> Network:
+    """One network of several: all their features, and the mean of their natural logits."""
+    first, features = networks[0], sum(network.features for network in networks)
+    backbone = SideBySide(network.backbone for network in networks)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        joined = Network(backbone, features, first.classes, first.natural.out_features, groups)
+    with torch.no_grad():
+        weights = [network.natural.weight / len(networks) for network in networks]
+        joined.natural.weight.copy_(torch.cat(weights, 1))
+        joined.natural.bias.copy_(torch.stack([n.natural.bias for n in networks]).mean(0))
+    return joined.eval()
 
 
 def public_features(
@@ -91,7 +121,8 @@ def _key(architecture: str, naturals: Naturals, size: int, weights: str, epochs:
     content = hashlib.sha256(naturals.images.numpy().tobytes())
     content.update(naturals.labels.numpy().tobytes())
     if weights not in ("none", "hub"):
-        content.update(weights_file(architecture, weights).read_bytes())
+        for part in parts_of(architecture):
+            content.update(weights_file(part, weights).read_bytes())
     stated = {
         "architecture": architecture,
         "images": content.hexdigest(),

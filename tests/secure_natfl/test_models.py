@@ -264,3 +264,26 @@ def test_public_training_leaves_torchs_global_stream_alone(naturals, cache):
     torch.manual_seed(3)
     start(naturals)
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_networks_side_by_side_have_the_features_of_all() -> None:
+    images = torch.rand(3, 1, 64, 64)
+    joined, features = build_backbone("test_resnet+test_byobnet", 64)
+    with torch.no_grad():
+        parts = [part(images) for part in joined.eval().backbones]
+        assert torch.equal(joined(images), torch.cat(parts, 1))
+    assert features == sum(part.shape[1] for part in parts) == 96 + 256
+
+
+def test_an_unknown_network_side_by_side_is_named() -> None:
+    with pytest.raises(ModelError, match="test_resnett"):
+        check_architecture("test_byobnet+test_resnett")
+
+
+def test_side_by_side_starts_from_each_network_s_own_pre_training(naturals, cache):
+    names = ["test_resnet", "test_byobnet"]
+    joined = start(naturals, "+".join(names))
+    with torch.no_grad():
+        each = [start(naturals, name)(naturals.images[:4])[1] for name in names]
+        logits = joined(naturals.images[:4])[1]
+    assert torch.allclose(logits, torch.stack(each).mean(0), atol=1e-5)
