@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from datetime import UTC, datetime
@@ -91,6 +92,103 @@ def run(
     command = as_command(source, changes or [])
     report = execute(config, folder, command, console, resume=resume)
     console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def attack(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    attacks: Annotated[
+        str, typer.Option(help="Rows to play, such as G1,L1; by default all of the tier.")
+    ] = "",
+    tier: Annotated[
+        str, typer.Option(help="fast: a minute. full: every row, 200 targets.")
+    ] = "fast",
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder that the private images' paths start from.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for all arms; the same command goes on later.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a finished run as its adversaries could, and say what leaks."""
+    from secure_natfl.leakage.execute import Wish, execute
+    from secure_natfl.leakage.view import show
+
+    wish = Wish.read(attacks, tier, truth, seconds)
+    quiet = Console(stderr=True) if as_json else console
+    report = execute(run, wish, shlex.join(["natfl", *sys.argv[1:]]), quiet)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    show(report, console)
+    console.print(f"Report: {run / 'attacks' / 'attacks.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def study(
+    source: Annotated[str, typer.Argument(help="A study file, or a shipped study's name.")],
+    out: Annotated[Path | None, typer.Option(help="Study folder; a new one by default.")] = None,
+    budget: Annotated[str, typer.Option(help='Time for all cells, such as "8h".')] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up, or extend, the study in --out.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and estimate; play and write nothing.")
+    ] = False,
+) -> None:
+    """Compare many runs on images held back: which ε, which parts, at which price."""
+    from secure_natfl.study.conduct import Wish, conduct
+    from secure_natfl.study.file import read_study, seconds_of
+
+    if resume and out is None:
+        raise RunFolderError("--resume needs a folder", fix="add --out with the study's folder")
+    chosen = read_study(source)
+    try:
+        seconds = seconds_of(budget) if budget else None
+    except ValueError as error:
+        raise ConfigError(str(error), where="--budget") from None
+    folder = out or _new_folder(chosen.name)
+    command = shlex.join(["natfl", *sys.argv[1:]])
+    page = conduct(chosen, Wish(folder, command, seconds, resume, dry_run), console)
+    if page is not None:
+        console.print(f"Study: {page}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    operator: Annotated[
+        Path | None, typer.Option(help="What only people know; operator.toml of the run's folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a run from what it left behind, and write evidence that others can verify."""
+    from secure_natfl.audit.conduct import audit as conducted
+    from secure_natfl.audit.view import show
+
+    done = conducted(run, operator)
+    signed = done.auditor if done.page else ""
+    show(done.findings, signed, console, as_json=as_json)
+    if not as_json:
+        made = f"Evidence: {done.page}" if done.page else "No evidence was written."
+        console.print(made, soft_wrap=True, highlight=False)
+    raise typer.Exit(1 if done.findings.broken else 0)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An evidence folder, or a run folder with one.")],
+    key: Annotated[str, typer.Option(help="The auditor's public key, 64 hex digits.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Verify an audit's evidence without the run."""
+    from secure_natfl.audit.verify import verify_evidence
+    from secure_natfl.audit.view import show
+
+    done = verify_evidence(folder, key or None)
+    show(done.findings, done.auditor, console, as_json=as_json)
+    raise typer.Exit(1 if done.findings.broken else 0)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 import tomli_w
 from rich.console import Console
 
+from secure_natfl.audit.trail import Trail
 from secure_natfl.config import Config
 from secure_natfl.metrics_table import write_metrics
 from secure_natfl.report.render import write_report, write_site_report
@@ -31,6 +32,8 @@ def execute(
             write_site_report(site_report(config, results, site, command), path)
         write_metrics(report, path)
         write_report(report, path)
+        with Trail(config, path) as trail:
+            trail.end()
     return path / "report.html"
 
 

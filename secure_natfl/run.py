@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from secure_natfl.arms import train_arms
+from secure_natfl.audit.trail import Trail
 from secure_natfl.config import Config
 from secure_natfl.costs import per_site
 from secure_natfl.evaluation import hospital_tests, predict, quick_auroc, site_test
@@ -66,11 +67,14 @@ class Run:
         speaking = speaking_inputs(config, federation, networks, sites, self.seeds, self.stages)
         state = self._start(system, networks)
         session = session_of(config, federation, self.folder.nonce)
-        with Protection(
-            config, federation, terms, layout, session, self.folder.path, self.seeds
-        ) as protection:
+        with (
+            Protection(
+                config, federation, terms, layout, session, self.folder.path, self.seeds
+            ) as protection,
+            Trail(config, self.folder.path, protection.enrolment) as trail,
+        ):
             rounds = [
-                self._round(number, system, speaking, state, protection)
+                self._round(number, system, speaking, state, protection, trail)
                 for number in range(config.system.rounds)
             ]
             accounts = {name: _account(protection, name) for name in groups}
@@ -129,18 +133,23 @@ class Run:
         speaking: dict[str, Speaking],
         state: State,
         protection: Protection,
+        trail: Trail,
     ) -> dict[str, Any]:
         """Play round `number`, or take its result from disk."""
         name = f"round-{number:03d}"
+        model = self.folder.step(name) / "central.safetensors"
         if self.folder.done(name):
+            trail.learned(number, model)
             return self._restore(
                 self.folder.step(name), state, last=not self.folder.done(f"round-{number + 1:03d}")
             )
         rows = self._asked(number, system)
+        trail.planned(number, len(rows), protection)
         contributions = self._contribute(number, system, speaking, state, rows, protection)
         with self.stages.stage("Protect, add and open", f"round {number + 1}"):
             before, sent = dict(protection.spending.seconds), len(protection.transcript.entries)
             outcome, sums = protection.play(number, rows, contributions)
+            trail.opened(number, outcome, protection)
         counted = protection.terms.among(
             {group: found.participants for group, found in outcome.aggregates.items()}
         )
@@ -163,6 +172,7 @@ class Run:
             "values": int(protection.layout.size),
         }
         self.folder.finish(name, lambda part: _keep(part, state, found, summary))
+        trail.learned(number, model)
         return summary
 
     def _contribute(
@@ -195,15 +205,20 @@ class Run:
         """The central model absorbs what was released; every site personalises."""
         if state.released is None:
             return {}
-        losses = {}
+        losses: dict[str, float] = {}
         with self.stages.stage("Distil central model", f"round {number + 1}") as progress:
             losses["central"] = system.absorb(state.central, state.released, number, progress)
+        return losses | self._personalise(number, system, state, state.released)
+
+    def _personalise(
+        self, number: int, system: NatImgFL, state: State, released: Released
+    ) -> dict[str, float]:
+        """Every site's own model takes up what came back."""
+        losses = {}
         with self.stages.stage("Personalise", f"round {number + 1}") as progress:
             sites = system.federation.sites
             for i, site in enumerate(sites):
-                returned = system.returned(
-                    state.central, state.released.rows, system.group_of(site)
-                )
+                returned = system.returned(state.central, released.rows, system.group_of(site))
                 losses[site.name] = system.personalise(
                     state.personal[site.name], site, state.central, returned, number
                 )
