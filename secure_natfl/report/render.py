@@ -13,20 +13,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from protocols.errors import RunFolderError
-from secure_natfl.report import curves, figures, formats, site_figures, words
+from secure_natfl.leakage.record import AttackReport
+from secure_natfl.report import attack_words, curves, figures, formats, site_figures, words
 from secure_natfl.report.model import Report
 from secure_natfl.report.site_model import SiteReport
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def write_report(report: Report, folder: Path) -> Path:
+def write_report(report: Report, folder: Path, attacks: AttackReport | None = None) -> Path:
     """Write `folder/report.json` and `folder/report.html`; return the path of the latter.
 
-    The run calls it once, after its last round. Each file appears whole or not at all, and an
-    earlier report is replaced. Raises `RunFolderError` where the folder cannot be written.
+    The run calls it once, after its last round; `natfl attack` does again, with its `attacks`. Each
+    file appears whole or not at all, and an earlier report is replaced. Raises `RunFolderError`
+    where the folder cannot be written.
     """
-    page = report_html(report)
+    page = report_html(report, attacks)
     _write(folder / "report.json", report.model_dump_json(indent=2) + "\n")
     return _write(folder / "report.html", page)
 
@@ -50,10 +52,10 @@ def write_site_report(site: SiteReport, folder: Path) -> Path:
     return _write(folder / "sites" / name / "report.html", page)
 
 
-def report_html(report: Report) -> str:
+def report_html(report: Report, attacks: AttackReport | None = None) -> str:
     """The consortium's report as one self-contained page."""
     return (
-        _pages()
+        pages()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -63,6 +65,8 @@ def report_html(report: Report) -> str:
             losses=curves.loss_curves(report),
             wire=figures.wire_dots(report),
             rows_of=figures.rows_of,
+            attacks=attacks,
+            attack_words=attack_words,
         )
     )
 
@@ -71,7 +75,7 @@ def site_html(site: SiteReport) -> str:
     """One site's own report as one self-contained page."""
     arms = words.in_arm_order(list(site.arms))
     return (
-        _pages()
+        pages()
         .get_template("site.html.j2")
         .render(
             site=site,
@@ -85,7 +89,8 @@ def site_html(site: SiteReport) -> str:
 
 
 @cache
-def _pages() -> Environment:
+def pages() -> Environment:
+    """The templates with their filters; every page of the product is made from them."""
     pages = Environment(
         loader=PackageLoader("secure_natfl.report"),
         autoescape=True,

@@ -1,0 +1,1 @@
+"""`natfl attack`: the table of attacks played on a finished run's own systems."""

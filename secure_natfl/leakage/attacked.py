@@ -1,0 +1,179 @@
+"""A finished run as it is attacked: its configuration, its messages, and its systems built again.
+
+What an adversary knows follows from the public configuration and from the transcript. The private
+images are loaded too, for a laboratory plays their owners, and scoring holds guesses against them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from protocols.chain import SigningKey
+from protocols.envelope import authentic, kind_of, outline
+from protocols.errors import NatflError, RunFolderError
+from protocols.messages import Opening, RoundPlan
+from protocols.policy import DECRYPTOR, SERVER, holder_name
+from protocols.transcript import TORN, Transcript
+from secure_natfl.config import Config
+from secure_natfl.federation import Federation, build
+from secure_natfl.models import Network
+from secure_natfl.progress import Stages
+from secure_natfl.report.model import Report
+from secure_natfl.run_folder import RunFolder
+from secure_natfl.setup import public_networks
+from secure_natfl.site_state import secret, state_folder
+from secure_natfl.systems.natimg_fl import NatImgFL
+from secure_natfl.terms import Terms, agree
+from secure_natfl.toml_config import load
+
+
+@dataclass(frozen=True, eq=False)
+class AttackedRun:
+    """A finished run. `open` makes one; what is costly is built when it is first asked for."""
+
+    folder: RunFolder
+    config: Config
+    transcript: Transcript
+    report: Report
+    stages: Stages
+
+    @classmethod
+    def open(cls, path: Path, stages: Stages, truth: Path | None = None) -> AttackedRun:
+        """Read and check a run folder; nothing in it is changed.
+
+        truth: the folder that the private images' paths start from, by default that of the run.
+        Raises RunFolderError where there is no finished run, where its configuration was changed,
+        or where its transcript is not what was signed.
+        """
+        for name in ("run.json", "report.json", "config.toml", "transcript/index.jsonl"):
+            if not (path / name).is_file():
+                raise RunFolderError(
+                    "no finished run is here",
+                    where=str(path),
+                    why=f"{name} is missing",
+                    fix="name the folder of a run that wrote its report; --resume ends a run",
+                )
+        config = load(str(path / "config.toml"))
+        report = _report(path)
+        if config.identity != report.config_sha256:
+            raise RunFolderError(
+                "config.toml is not what this run was started with",
+                where=str(path),
+                why=f"{config.identity[:12]} is not {report.config_sha256[:12]}",
+                fix="put the file back, or attack the run with the version that played it",
+            )
+        folder = RunFolder.open(path, config, "", resume=True)
+        transcript = Transcript(path / "transcript")
+        try:
+            _check(transcript, _keys(config, path), report)
+        finally:
+            transcript.close()
+        if truth is not None:
+            data = config.data.model_copy(update={"root": str(truth)})
+            config = config.model_copy(update={"data": data})
+        return cls(folder, config, transcript, report, stages)
+
+    @property
+    def plans(self) -> list[RoundPlan]:
+        """The signed plan of each round, the last attempt's."""
+        plans = {plan.round: plan for plan in self.transcript.view([SERVER]).of(RoundPlan)}
+        return [plans[number] for number in sorted(plans)]
+
+    @cached_property
+    def federation(self) -> Federation:
+        """All sites with their private images, and the public ones."""
+        sites = state_folder(self.config, self.folder.path)
+        with self.stages.stage("Load and check images"):
+            built = build(self.config, lambda name: secret(sites / name, "identity", os.urandom))
+        if built.proxy_digest != self.plans[0].proxies:
+            raise _other_images("the public images are not those of the signed plans")
+        return built
+
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """Architecture → its public start."""
+        return public_networks(self.config, self.federation, self.stages)
+
+    @cached_property
+    def system(self) -> NatImgFL:
+        """The system as configured."""
+        return NatImgFL(self.config, self.federation, self.folder.seeds)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What the parties had agreed on."""
+        groups = {site.name: self.system.group_of(site) for site in self.federation.sites}
+        layout = self.system.layout(self.config.proxies.per_round)
+        agreed = agree(self.config, self.federation, layout, self.system.weights(), groups)
+        if agreed.digest != self.plans[0].terms:
+            raise _other_images("sites of this size did not agree on the signed plans' terms")
+        return agreed
+
+
+def _report(path: Path) -> Report:
+    try:
+        return Report.model_validate_json((path / "report.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            "report.json cannot be read",
+            where=str(path),
+            why=str(error).splitlines()[0],
+            fix="end the run again with natfl run … --resume",
+        ) from None
+
+
+def _keys(config: Config, path: Path) -> dict[str, bytes]:
+    """Party → verify key, of all whose keys this machine keeps."""
+    sites = state_folder(config, path)
+    files = {SERVER: path / "server" / "signing.key", DECRYPTOR: path / "decryptor" / "key"}
+    for name in config.site_names():
+        files[name] = sites / name / "signing.key"
+        own = sites / name / "holder.key"
+        files[holder_name(name)] = own if own.exists() else files[name]
+    return {
+        name: SigningKey(file.read_bytes()).public for name, file in files.items() if file.exists()
+    }
+
+
+def _check(transcript: Transcript, keys: Mapping[str, bytes], report: Report) -> None:
+    """Chain, blobs, signatures, and the sums that the report names."""
+    transcript.verify()
+    opened: dict[tuple[int, str], str] = {}
+    for entry in transcript.entries:
+        if entry.kind == TORN:
+            continue
+        blob = transcript.read(entry)
+        message = outline(blob)
+        key = keys.get(message.sender)
+        if key is None:
+            raise _tampered(entry.seq, f"{message.sender} is no party of this run")
+        try:
+            authentic(blob, kind_of(blob), sender=message.sender, verify_key=key)
+        except NatflError as error:
+            raise _tampered(entry.seq, error.why or error.what) from None
+        if isinstance(message, Opening):
+            opened[message.round, message.group] = message.sha256
+    if set(opened.values()) != set(report.aggregate_sha256):
+        raise _tampered(len(transcript.entries), "the sums are not those of report.json")
+
+
+def _other_images(why: str) -> RunFolderError:
+    return RunFolderError(
+        "the images are not those of this run",
+        where="--truth, or data.root",
+        why=why,
+        fix="name the folder that the run found its images in",
+    )
+
+
+def _tampered(line: int, why: str) -> RunFolderError:
+    return RunFolderError(
+        "the transcript was tampered with",
+        where=f"transcript, line {line}",
+        why=why,
+        fix="attack a run whose messages are as they were signed",
+    )

@@ -1,0 +1,82 @@
+"""One call of `natfl attack`: from a run folder to verdicts in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from rich.console import Console
+
+from attacks.rows import Budget, Tier
+from protocols.errors import ConfigError
+from secure_natfl.leakage.assemble import assemble
+from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.kept import Kept
+from secure_natfl.leakage.play import BUDGETS, criteria_of, judged, play_all
+from secure_natfl.leakage.record import AttackReport
+from secure_natfl.leakage.rows import all_rows
+from secure_natfl.leakage.table import admit, select
+from secure_natfl.progress import Stages
+from secure_natfl.report.attacks import attacks_html
+from secure_natfl.report.render import write_report
+from secure_natfl.run_folder import write
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person asked for. attacks: ids of rows, none for all of the tier."""
+
+    attacks: tuple[str, ...]
+    tier: Tier
+    budget: Budget
+    truth: Path | None
+
+    @classmethod
+    def read(cls, attacks: str, tier: str, truth: Path | None, seconds: float | None) -> Wish:
+        """From the words of a command line; ConfigError says which of them is wrong."""
+        if tier not in get_args(Tier):
+            raise ConfigError("no such tier", where=tier, fix=f"one of {', '.join(get_args(Tier))}")
+        known: Tier = "fast" if tier == "fast" else "full"
+        budget = BUDGETS[known]
+        if seconds is not None:
+            if not seconds > 0:
+                raise ConfigError(f"{seconds:g} seconds", fix="give more than 0")
+            budget = replace(budget, seconds=seconds)
+        if truth is not None and not truth.is_dir():
+            raise ConfigError("no such folder", where=str(truth), fix="name that of the images")
+        names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+        return cls(names, known, budget, truth)
+
+
+def execute(path: Path, wish: Wish, command: str, console: Console) -> AttackReport:
+    """Attack the run in folder `path`; writes `attacks/` in it and its report anew."""
+    stages = Stages(console)
+    run = AttackedRun.open(path, stages, wish.truth)
+    if run.config.speed.threads:
+        torch.set_num_threads(run.config.speed.threads)
+    there, without = all_rows(run, wish.tier)
+    chosen, left = select(there, wish.attacks, wish.tier)
+    rows, blind = admit(run, chosen, asked=bool(wish.attacks))
+    stated = {row.id: criteria_of(row, run.folder.nonce) for row in rows}
+    kept = Kept(path, wish.tier)
+    kept.state(stated.values())
+    played, missing = play_all(rows, stated, kept, wish.tier, wish.budget, stages)
+    with stages.stage("Judge and write the report"):
+        report = assemble(
+            run,
+            rows,
+            stated,
+            played,
+            missing,
+            judged(rows, played, seed=0),
+            [*without, *blind, *left],
+            tier=wish.tier,
+            budget=wish.budget,
+            command=command,
+        )
+        write(path / "attacks" / "attacks.json", report.model_dump_json(indent=2).encode())
+        write(path / "attacks" / "attacks.html", attacks_html(report).encode())
+        write_report(run.report, path, report)
+    return report

@@ -1,0 +1,105 @@
+"""What an attack keeps on disk: criteria before anything is played, then arm after arm.
+
+RUN/attacks/criteria.json          every row's criteria, as stated first
+RUN/attacks/<tier>/<row>/<arm>.*   what an arm scored, and at what cost
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from attacks.rows import Budget, Measured
+from protocols.errors import RunFolderError
+from secure_natfl.leakage.record import Criteria
+from secure_natfl.run_folder import load_arrays, save_arrays, write
+
+_BASELINE = "baseline:"
+
+
+@dataclass(frozen=True)
+class Played:
+    """An arm's scores with what they cost."""
+
+    measured: Measured
+    budget: Budget
+    seconds: float
+
+
+class Kept:
+    """The folder `RUN/attacks`; arms that were played are taken from it and not played again."""
+
+    def __init__(self, run: Path, tier: str) -> None:
+        self.folder, self._tier = run / "attacks", tier
+
+    def state(self, criteria: Iterable[Criteria]) -> None:
+        """Write criteria down, before any of their arms is played.
+
+        Raises RunFolderError where a row was stated otherwise before: its arms may have been seen.
+        """
+        file = self.folder / "criteria.json"
+        stated = {
+            one["id"]: one for one in (json.loads(file.read_text("utf-8")) if file.exists() else [])
+        }
+        for row in criteria:
+            fresh = row.model_dump(mode="json")
+            if stated.setdefault(row.id, fresh) != fresh:
+                raise RunFolderError(
+                    f"the criteria of {row.id} are not those that were stated first",
+                    where=str(file),
+                    why="criteria that follow results prove nothing",
+                    fix="move the folder away and play all arms anew",
+                )
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write(file, json.dumps(list(stated.values()), indent=2).encode())
+
+    def load(self, row: str, arm: str) -> Played | None:
+        """An arm that was played, or None."""
+        stem = self._stem(row, arm)
+        if not stem.with_suffix(".json").exists():
+            return None
+        cost = json.loads(stem.with_suffix(".json").read_text("utf-8"))
+        arrays = load_arrays(stem.with_suffix(".npz"))
+        measured = Measured(
+            arm=arm,
+            scores=arrays["scores"],
+            baselines={
+                name.removeprefix(_BASELINE): values
+                for name, values in arrays.items()
+                if name.startswith(_BASELINE)
+            },
+            clusters=arrays["clusters"],
+            members=arrays.get("members"),
+            extra=cost["extra"],
+            pictures=arrays.get("pictures"),
+        )
+        return Played(measured, Budget(**cost["budget"]), cost["seconds"])
+
+    def save(self, row: str, played: Played) -> None:
+        """Keep an arm; it counts as played once both files are there."""
+        found = played.measured
+        stem = self._stem(row, found.arm)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        optional = {"members": found.members, "pictures": found.pictures}
+        save_arrays(
+            stem.with_suffix(".npz"),
+            scores=np.asarray(found.scores, np.float64),
+            clusters=np.asarray(found.clusters, np.int64),
+            **{_BASELINE + name: values for name, values in found.baselines.items()},
+            **{name: values for name, values in optional.items() if values is not None},
+        )
+        cost = {
+            "arm": found.arm,
+            "budget": asdict(played.budget),
+            "seconds": played.seconds,
+            "extra": {name: float(value) for name, value in found.extra.items()},
+        }
+        write(stem.with_suffix(".json"), json.dumps(cost, indent=2).encode())
+
+    def _stem(self, row: str, arm: str) -> Path:
+        return self.folder / self._tier / row / re.sub(r"[^A-Za-z0-9]+", "-", arm)

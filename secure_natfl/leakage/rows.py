@@ -1,0 +1,93 @@
+"""All rows that can be played on a run, each bound to a laboratory on its own systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from attacks.answers.table import SHADOWS, answer_rows
+from attacks.canary_row import canary_row
+from attacks.ciphertexts import game_row
+from attacks.gradients.table import gradient_rows
+from attacks.key_rows import coalition_row, published_row, tampering_row
+from attacks.rows import Row, Tier
+from attacks.sums.table import sum_rows
+from protocols.errors import ConfigError
+from protocols.noise_plan import NoisePlan
+from protocols.sampler import seeded_random
+from secure_natfl.leakage.answer_lab import RunAnswers
+from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.canary_group import canary_group
+from secure_natfl.leakage.coalition_lab import RunCoalitions
+from secure_natfl.leakage.gradient_lab import gradient_lab
+from secure_natfl.leakage.key_lab import RunKeys
+from secure_natfl.leakage.poisoning_lab import RunSumLab
+from secure_natfl.leakage.record import NotTested
+from secure_natfl.leakage.releases import Releases
+from secure_natfl.leakage.upload_lab import RunUploads
+
+_FAST_SHADOWS: Final = 48
+_FAST_UPLOADS: Final = 60
+
+
+def all_rows(run: AttackedRun, tier: Tier) -> tuple[tuple[Row, ...], tuple[NotTested, ...]]:
+    """Every row of this run in the order of play, and the families that it has no part for.
+
+    One cheap row of each floor comes first, so that a short time touches all of them.
+    """
+    rows: list[Row] = []
+    without: list[NotTested] = []
+    for family in _FAMILIES:
+        try:
+            rows += family(run, tier)
+        except ConfigError as error:
+            without.append(NotTested(what=error.where, why=error.what))
+    order = {name: at for at, name in enumerate(_FIRST)}
+    return tuple(sorted(rows, key=lambda row: order.get(row.id, len(order)))), tuple(without)
+
+
+_FIRST: Final = ("C2", "C2b", "G1", "L3", "L1", "A1", "G2", "C1")
+
+
+def _ciphertexts(run: AttackedRun, tier: Tier) -> Sequence[Row]:
+    """C1, C2, C2b and C3 with the weights of the run's first group."""
+    name, sites = next(iter(run.terms.groups.items()))
+    del name
+    alphas, preset = tuple(run.terms.alphas[site] for site in sites), run.terms.preset
+    releases, plan = Releases.of(run), run.terms.noise_plan
+    colluders = plan.colluders if isinstance(plan, NoisePlan) else 1
+    keys = RunKeys(run.config.mode, preset, alphas, releases)
+    uploads = RunUploads(run.config.mode, preset, max(alphas), releases)
+    return (
+        published_row(keys),
+        tampering_row(keys),
+        game_row(uploads, _FAST_UPLOADS) if tier == "fast" else game_row(uploads),
+        coalition_row(RunCoalitions(run.config.mode, preset, alphas, colluders, releases)),
+    )
+
+
+def _canaries(run: AttackedRun, tier: Tier) -> Sequence[Row]:
+    """L3; its noise is a study's, so that the row repeats."""
+    del tier
+    noise = seeded_random(f"{run.folder.nonce} canaries".encode())
+    return (canary_row(canary_group(run), noise),)
+
+
+def _gradients(run: AttackedRun, tier: Tier) -> Sequence[Row]:
+    del tier
+    return gradient_rows(gradient_lab(run))
+
+
+def _answers(run: AttackedRun, tier: Tier) -> Sequence[Row]:
+    """The first round alone in the fast tier: a minute trains no more."""
+    lab = RunAnswers(run, 1 if tier == "fast" else len(run.plans))
+    shadows = _FAST_SHADOWS if tier == "fast" else SHADOWS
+    return (*answer_rows(lab, shadows), *sum_rows(RunSumLab(lab)))
+
+
+_FAMILIES: Final[tuple[Callable[[AttackedRun, Tier], Sequence[Row]], ...]] = (
+    _ciphertexts,
+    _canaries,
+    _gradients,
+    _answers,
+)
