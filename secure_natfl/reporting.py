@@ -111,13 +111,13 @@ def client(results: Results, site: Site, tests: dict[str, TestPart]) -> Client:
     if results.terms.noise_plan is not None:
         spent = results.terms.noise_plan.spending(site.name)
         epsilon, isolated = spent.epsilon, spent.epsilon_isolated
-    network, part = results.state.personal[site.name], tests[site.hospital]
+    network, part = results.state.answering[site.name], tests[site.hospital]
     return Client(
         name=site.name,
         hospital=site.hospital,
         group=results.system.group_of(site),
         architecture=site.architecture,
-        parameters=network.parameter_count,
+        parameters=results.state.personal[site.name].parameter_count,
         unit=site.unit,
         patients=site.patients,
         train_images=len(site.train),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ from secure_natfl.terms import Terms
 
 @dataclass
 class State:
-    """What changes from round to round."""
+    """What changes from round to round.
+
+    `personal` networks train on from round to round; `answering` are what the sites use, each
+    made of its own and, where that helps, the central one.
+    """
 
     central: Network
     personal: dict[str, Network]
     released: Released | None = None
+    answering: dict[str, Network] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,10 @@ class Run:
         if self.folder.done(name):
             trail.learned(number, model)
             return self._restore(
-                self.folder.step(name), state, last=not self.folder.done(f"round-{number + 1:03d}")
+                self.folder.step(name),
+                system,
+                state,
+                last=not self.folder.done(f"round-{number + 1:03d}"),
             )
         rows = self._asked(number, system)
         trail.planned(number, len(rows), protection)
@@ -225,8 +228,16 @@ class Run:
                 progress(i + 1, len(sites))
         return losses
 
+    def _answering(self, system: NatImgFL, state: State) -> dict[str, Network]:
+        """What every site answers its own patients' images with."""
+        return {
+            site.name: system.answering(state.personal[site.name], site, state.central)
+            for site in system.federation.sites
+        }
+
     def _curve(self, system: NatImgFL, state: State) -> dict[str, dict[str, float | None]]:
         """AUROC per arm and hospital after this round."""
+        state.answering = self._answering(system, state)
         found: dict[str, dict[str, float | None]] = {"central": {}, "personalised": {}}
         for hospital, part in hospital_tests(system.federation).items():
             found["central"][hospital] = quick_auroc(
@@ -234,7 +245,7 @@ class Run:
             )
             found["personalised"][hospital] = quick_auroc(
                 [
-                    predict(state.personal[site.name], part)
+                    predict(state.answering[site.name], part)
                     for site in system.federation.hospitals[hospital]
                 ],
                 part,
@@ -247,11 +258,11 @@ class Run:
                 )
             }
             found[f"personalised at {site.name}"] = {
-                site.name: quick_auroc([predict(state.personal[site.name], part)], part)
+                site.name: quick_auroc([predict(state.answering[site.name], part)], part)
             }
         return found
 
-    def _restore(self, step: Path, state: State, *, last: bool) -> dict[str, Any]:
+    def _restore(self, step: Path, system: NatImgFL, state: State, *, last: bool) -> dict[str, Any]:
         arrays = load_arrays(step / "released.npz")
         groups = sorted({name.partition(":")[2] for name in arrays if ":" in name})
         found = Released(
@@ -265,6 +276,7 @@ class Run:
             load_network(state.central, step / "central.safetensors")
             for name, network in state.personal.items():
                 load_network(network, step / f"personal-{name}.safetensors")
+            state.answering = self._answering(system, state)
         summary: dict[str, Any] = json.loads((step / "summary.json").read_text())
         return summary
 

@@ -30,7 +30,7 @@ def site_report(config: Config, results: Results, site: Site, command: str) -> S
     """All figures that only this site may see, on its own test part."""
     part = site_test(site)
     guarantee = statement_of(config, results, site)
-    own = predict(results.state.personal[site.name], part)
+    own = predict(results.state.answering[site.name], part)
     return SiteReport(
         **headline(config, results, command),
         client=client(results, site, {site.hospital: part}),

@@ -58,6 +58,9 @@ class StudyRun(Run):
     ) -> dict[str, float]:
         return super()._personalise(number, system, state, released) if self.personal else {}
 
+    def _answering(self, system: NatImgFL, state: State) -> dict[str, Network]:
+        return super()._answering(system, state) if self.personal else state.personal
+
 
 def play(job: Job) -> str:
     """Play one cell to its files; the fault in one line, or "" when all went well.
@@ -116,7 +119,7 @@ def _federation(job: Job) -> tuple[Arrays, Record]:
             found = predict(results.state.central, part, head_of(results.system, hospital))
             arrays[f"{hospital}:central"] = found[None].astype(np.float32)
         if run.personal:
-            arrays |= _by_site(hospital, "personalised", results.state.personal, part, results)
+            arrays |= _by_site(hospital, "personalised", results.state.answering, part, results)
     return arrays, _costs(results)
 
 

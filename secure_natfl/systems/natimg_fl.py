@@ -31,6 +31,7 @@ from secure_natfl.federation import Federation, Site
 from secure_natfl.fine_tuning import LocalLoss, Target, Teacher, distil, fine_tune, fresh
 from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch
 from secure_natfl.models import Network
+from secure_natfl.personal import answering
 from secure_natfl.seeds import Seeds
 from secure_natfl.systems.betas import BETAS, Answer
 from secure_natfl.systems.private_head import Begin, PrivateHead, private_answer
@@ -300,6 +301,11 @@ class NatImgFL:
             self.seeds.torch("personalise", site.name, round_number),
             progress,
         )
+
+    def answering(self, personal: Network, site: Site, central: Network) -> Network:
+        """What a site uses after `personalise`: its own network, beside the central one or not."""
+        head = self.heads.index(self.group_of(site))
+        return answering(personal, central, head, site.train, site.train_patients)
 
     def _downward(self, personal: Network, central: Network, rows: Rows) -> Tensor | None:
         """w↓ = r_F/(r_F + r_k) per sample, r = exp(−CE/2) of the natural heads; never leaves."""
