@@ -126,6 +126,7 @@ class Models(Section):
     """Networks that are not a site's own choice, and the public start of all of them."""
 
     central: str
+    """A timm name, "package.module:factory", or several joined by "+", side by side."""
     weights: str = "none"
     """Start of the backbones: "none", "hub", a .safetensors file, or a folder with one for each."""
     pretrain_epochs: Annotated[int, Field(ge=0)] = 4
