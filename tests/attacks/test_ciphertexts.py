@@ -205,7 +205,7 @@ def test_the_canary_row_refutes_a_tenth_of_the_noise_and_not_the_mechanism(rando
         **figures,
     )
     group = Group(mechanisms=made.mechanisms, victim="a", colluders=frozenset("b"))
-    found, measured = verdicts(canary_row(group, os.urandom), 6, random)
+    found, measured = verdicts(canary_row(group, os.urandom), 16, random)
     assert found["noise / 10"].verdict is Verdict.CONTROL
     assert found["protected"].verdict is Verdict.NO_LEAK
     assert measured["L3", "protected"].extra["ε at least, mean"] > 0
