@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup run test nightly lint bench clean
+.PHONY: setup run test nightly lint bench notebook clean
 
 setup: $(READY)
 
@@ -32,6 +32,12 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks.protection --json
 	$(BIN)/python -m benchmarks.aggregation --json
+
+notebook: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
+	mkdir -p runs
+	$(BIN)/jupyter execute notebooks/leakage_attack.ipynb --output=../runs/leakage_attack.ipynb
+	@echo "Executed: runs/leakage_attack.ipynb"
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
