@@ -1,14 +1,22 @@
 """SECURITY.md says only what tests show: its form, its tests and its files are checked here."""
 
 import ast
+import math
 import re
 import runpy
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from protocols.presets import PRESETS
 from protocols.promises import markdown
+from protocols.rlwe import TABLE_128
+from secure_natfl.audit.check_privacy import moduli_of
+from secure_natfl.config import Privacy
+from secure_natfl.site_state import relation_of
+from secure_natfl.toml_config import load
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = Path(__file__).with_name("test_mutants.py")
@@ -92,6 +100,47 @@ def _mutant_faults(Statement: str, Mutants: str, **others: str) -> list[str]:  #
     return wrong + [f"there is no mutant {name!r}" for name in sorted(named - _planted())]
 
 
+def table(heading: str) -> list[list[str]]:
+    """The cells of all tables below a heading, without their first lines."""
+    section = SECURITY.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    rules = [place for place, row in enumerate(rows) if set("".join(row)) == {"-"}]
+    return [row for place, row in enumerate(rows) if not {place, place + 1} & set(rules)]
+
+
+def _said(error: str) -> list[str]:
+    """The fixed words of every `error` that our sources make, also where pydantic wraps them."""
+    also = {"ConfigError": "ValueError", "LedgerError": "_refusal"}
+    return [words for name, words in _made() if name in (error, also.get(error))]
+
+
+@cache
+def _made() -> list[tuple[str, str]]:
+    """Every error that a source makes, by its name, with the words that are always in it."""
+    files = (*ROOT.glob("protocols/**/*.py"), *ROOT.glob("secure_natfl/**/*.py"))
+    calls = (
+        node
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    )
+    named = ((_called(call.func), call) for call in calls)
+    return [(name, _words(call)) for name, call in named if name.endswith(("Error", "_refusal"))]
+
+
+def _called(function: ast.expr) -> str:
+    match function:
+        case ast.Name(name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def _words(call: ast.Call) -> str:
+    text = (node.value for node in ast.walk(call) if isinstance(node, ast.Constant))
+    return " ".join(part for part in text if isinstance(part, str))
+
+
 def _unclaimed(found: dict[int, dict[str, str]]) -> list[str]:
     """Planted defects that no claim names."""
     promises = [_promises(parts.get("Mutants", "")) for parts in found.values()]
@@ -169,9 +218,17 @@ def test_what_is_not_protected_is_said_after_the_claims() -> None:
     headings = re.findall(r"^## (.+)$", SECURITY, re.MULTILINE)
     assert headings == [
         "What each mode promises",
+        "Whom to trust",
         "Claims",
         "What is not protected",
+        "Safe use",
+        "Cryptography",
+        "Differential privacy",
+        "Dependencies",
+        "Threats",
+        "What counts as a vulnerability",
         "Supported versions",
+        "Verifying a release",
         "Reporting a vulnerability",
     ]
 
@@ -179,6 +236,60 @@ def test_what_is_not_protected_is_said_after_the_claims() -> None:
 def test_the_tables_of_promises_are_those_that_the_code_states() -> None:
     """Word for word: `protocols.promises` is what `natfl check` and reports say, too."""
     assert markdown() in SECURITY
+
+
+def test_every_safe_use_rule_names_an_error_that_is_raised_and_a_test_that_runs() -> None:
+    rows = table("Safe use")
+    assert len(rows) > 10
+    for _, error, test in rows:
+        named = re.fullmatch(r"`(\w+Error)`: \*(.+)\*", error)
+        assert named is not None, error
+        assert any(named[2] in said for said in _said(named[1])), error
+        assert _test_faults(test) == []
+
+
+def test_what_is_raised_is_found() -> None:
+    assert any("no such privacy event" in said for said in _said("PrivacyError"))
+    assert not any("no such privacy event" in said for said in _said("DataError"))
+
+
+def test_the_table_of_parameters_is_that_of_the_presets() -> None:
+    made = [
+        [
+            f"`{name}`",
+            str(ring.degree),
+            str(math.prod(moduli_of(ring)).bit_length()),
+            str(TABLE_128[ring.degree]),
+        ]
+        for name, ring in PRESETS.items()
+    ]
+    assert [row for row in table("Cryptography") if len(row) == 4] == made
+
+
+def test_the_table_of_mechanisms_has_each_with_the_relation_of_its_charges() -> None:
+    kinds = get_args(get_args(Privacy)[0])
+    names = [get_args(kind.model_fields["mechanism"].annotation)[0] for kind in kinds]
+    assert len(names) == 4
+    assert [row[:2] for row in table("Differential privacy")] == [
+        [f"`{name}`", f"`{relation_of(load('smoke', [f'privacy.mechanism={name}']))}`"]
+        for name in names
+    ]
+
+
+def test_every_claim_stands_against_a_threat() -> None:
+    against: set[int] = set()
+    for *_, named in table("Threats"):
+        for first, last in re.findall(r"C(\d+)(?:–C(\d+))?", named):
+            against |= set(range(int(first), int(last or first) + 1))
+    assert against == set(claims(SECURITY))
+
+
+def test_files_that_the_page_names_exist() -> None:
+    paths = set(re.findall(r"`((?:protocols|attacks|secure_natfl|docs)/[\w./-]+)`", SECURITY))
+    links = set(re.findall(r"\]\(([\w./-]+)\)", SECURITY))
+    assert len(paths) > 30
+    assert len(links) > 5
+    assert [name for name in sorted(paths | links) if not (ROOT / name).exists()] == []
 
 
 def test_no_document_promises_what_nobody_can_promise() -> None:
