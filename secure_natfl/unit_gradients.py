@@ -118,13 +118,14 @@ def outer(network: nn.Module, loss: Loss, units: Iterable[Unit]) -> Iterator[Ten
         raise ModelError(
             "has no closed-form gradient", where=type(network).__name__, fix='use the path "loop"'
         )
+    names = tuple(trainable(network))
     for unit in units:
         inputs, targets, known = unit
         with torch.no_grad():
             residuals = _residuals(network(inputs), targets, known, loss.multi_label)
             residuals = residuals / max(1, len(inputs))
             parts = {"weight": residuals.T @ inputs, "bias": residuals.sum(0)}
-            yield torch.cat([parts[name].reshape(-1) for name in trainable(network)])
+            yield torch.cat([parts[name].reshape(-1) for name in names])
 
 
 PATHS: Final[Mapping[str, Path]] = {"loop": loop, "hooks": hooks, "outer": outer}

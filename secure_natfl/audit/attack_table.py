@@ -71,7 +71,8 @@ def _within(node: Any, around: dict[str, Any]) -> Iterator[dict[str, Any]]:
         stated = node.get("criteria")
         if isinstance(stated, dict):
             plain |= {"id": stated.get("id"), "criterion": _criterion(stated)}
-        names = ("id", "row", "criterion", "promised", "error_rate")
+            plain |= {"promise": stated["promise"]} if "promise" in stated else {}
+        names = ("id", "row", "criterion", "promise", "promised", "error_rate")
         kept = {name: plain[name] for name in names if name in plain}
         for name, value in node.items():
             named = {"arm": name} if isinstance(value, dict) and "verdict" in value else {}
@@ -114,9 +115,14 @@ def _rate(row: dict[str, Any]) -> float:
 
 
 def _promised(row: dict[str, Any]) -> bool:
-    """What the row says of itself; else whether it is about an arm of the run as it was."""
+    """What the row says of itself; else whether it is about an arm of the run as it was.
+
+    A row whose `promise` is empty measures what nobody promised, such as a site's case mix.
+    """
     stated = row.get("promised")
-    return stated if isinstance(stated, bool) else _text(row, "arm") in _PROMISED
+    if isinstance(stated, bool):
+        return stated
+    return row.get("promise") != "" and _text(row, "arm") in _PROMISED
 
 
 def _verdict(row: dict[str, Any]) -> str:

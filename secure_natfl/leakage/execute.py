@@ -15,6 +15,7 @@ from secure_natfl.leakage.assemble import assemble
 from secure_natfl.leakage.attacked import AttackedRun
 from secure_natfl.leakage.kept import Kept
 from secure_natfl.leakage.play import BUDGETS, criteria_of, judged, play_all
+from secure_natfl.leakage.promised import promise_of
 from secure_natfl.leakage.record import AttackReport
 from secure_natfl.leakage.rows import all_rows
 from secure_natfl.leakage.table import admit, select
@@ -59,7 +60,10 @@ def execute(path: Path, wish: Wish, command: str, console: Console) -> AttackRep
     there, without = all_rows(run, wish.tier)
     chosen, left = select(there, wish.attacks, wish.tier)
     rows, blind = admit(run, chosen, asked=bool(wish.attacks))
-    stated = {row.id: criteria_of(row, run.folder.nonce) for row in rows}
+    stated = {
+        row.id: criteria_of(row, run.folder.nonce, promise_of(row.id, run.config.mode))
+        for row in rows
+    }
     kept = Kept(path, wish.tier)
     kept.state(stated.values())
     played, missing = play_all(rows, stated, kept, wish.tier, wish.budget, stages)

@@ -43,8 +43,11 @@ TARGETS: Final[Mapping[Tier, Mapping[str, int]]] = {
 """Rows that need other numbers of trials than the tier's for their margin, or can pay for fewer."""
 
 
-def criteria_of(row: Row, run: str) -> Criteria:
-    """A row as it is stated before it is played; `run` tells this run's draws from another's."""
+def criteria_of(row: Row, run: str, promise: str = "") -> Criteria:
+    """A row as it is stated before it is played; `run` tells this run's draws from another's.
+
+    promise: what a leak of the run's own arm would break, from `promised.promise_of`.
+    """
     seed = int.from_bytes(hashlib.sha256(f"{run} {row.id}".encode()).digest()[:4], "big")
     return Criteria(
         id=row.id,
@@ -57,6 +60,7 @@ def criteria_of(row: Row, run: str) -> Criteria:
         control_margin=row.control_margin,
         arms=row.arms,
         tier=row.tier,
+        promise=promise,
         seed=seed,
     )
 

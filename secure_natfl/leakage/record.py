@@ -51,7 +51,10 @@ class Spent(Record):
 
 
 class Criteria(Record):
-    """A row as it was fixed before any arm was played; `seed` is that of the attacker's draws."""
+    """A row as it was fixed before any arm was played; `seed` is that of the attacker's draws.
+
+    promise: what a leak of the run's own arm breaks; empty where nothing of it was promised.
+    """
 
     id: str
     title: str
@@ -63,6 +66,7 @@ class Criteria(Record):
     control_margin: FiniteFloat
     arms: tuple[str, ...]
     tier: Tier
+    promise: str = ""
     seed: Count
 
 

@@ -33,7 +33,8 @@ _FAST_UPLOADS: Final = 60
 def all_rows(run: AttackedRun, tier: Tier) -> tuple[tuple[Row, ...], tuple[NotTested, ...]]:
     """Every row of this run in the order of play, and the families that it has no part for.
 
-    One cheap row of each floor comes first, so that a short time touches all of them.
+    Cheap rows come first, and last those that train many sites (L1, A1): a short time touches
+    every floor, and the same command goes on with the rest.
     """
     rows: list[Row] = []
     without: list[NotTested] = []
@@ -46,7 +47,7 @@ def all_rows(run: AttackedRun, tier: Tier) -> tuple[tuple[Row, ...], tuple[NotTe
     return tuple(sorted(rows, key=lambda row: order.get(row.id, len(order)))), tuple(without)
 
 
-_FIRST: Final = ("C2", "C2b", "G1", "L3", "L1", "A1", "G2", "C1")
+_FIRST: Final = ("C2", "C2b", "L3", "G2", "C1", "G1", "G4", "G5a", "L1", "A1")
 
 
 def _ciphertexts(run: AttackedRun, tier: Tier) -> Sequence[Row]:

@@ -232,9 +232,10 @@ def test_a_log_that_the_server_makes_anew_is_broken(copy: Path) -> None:
     assert "logged" in found["policy.plans"] or "asked another number" in found["policy.plans"]
 
 
-def rows(*found: tuple[str, str, float | None]) -> str:
+def rows(*found: tuple[str, str, float | None], promise: str = "kept") -> str:
     arms = [{"arm": arm, "verdict": verdict, "why": "", "p": p} for arm, verdict, p in found]
     criteria = {"id": "G1", "metric": "ssim", "margin": 0.1, "arms": [a for a, _, _ in found]}
+    criteria["promise"] = promise
     return json.dumps({"rows": [{"criteria": criteria, "arms": arms}]})
 
 
@@ -245,6 +246,7 @@ def rows(*found: tuple[str, str, float | None]) -> str:
         (rows(("clear", "CONTROL", 0.0), ("protected", "LEAKS", 0.02)), False),
         (rows(("clear", "CONTROL", 0.0), ("protected", "LEAKS", 1e-6)), True),
         (rows(("clear", "CONTROL", 0.0), ("noised", "LEAKS", 1e-6)), False),
+        (rows(("clear", "CONTROL", 0.0), ("protected", "LEAKS", 1e-6), promise=""), False),
         (
             rows(*[("protected", "LEAKS", None)] * 2, ("protected", "INCONCLUSIVE", None)),
             True,

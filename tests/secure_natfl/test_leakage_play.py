@@ -12,9 +12,11 @@ from attacks.rows import Budget, Measured, Row
 from attacks.threat import Capability
 from attacks.verdicts import Verdict
 from protocols.errors import ConfigError, RunFolderError
+from protocols.promises import PROMISES
 from secure_natfl.leakage.assemble import roc
 from secure_natfl.leakage.kept import Kept
 from secure_natfl.leakage.play import criteria_of, judged, play_all
+from secure_natfl.leakage.promised import promise_of
 from secure_natfl.leakage.table import select
 from secure_natfl.progress import Stages
 
@@ -150,3 +152,14 @@ def test_a_false_positive_rate_is_drawn_only_where_ten_others_are_above(others):
     rates = [rate for rate, _ in roc(found)]
     assert all(rate * others >= 10 - 1e-9 for rate in rates)
     assert bool(rates) == (others > 10)
+
+
+def test_only_rows_on_what_the_run_promises_can_break_a_promise() -> None:
+    modes = [*PROMISES]
+    assert all(promise_of("C2", mode) for mode in modes if mode.startswith("ckks"))
+    assert not promise_of("C2", "slots/shared")
+    assert not promise_of("C1", "plain/none")
+    for mode in modes:
+        assert promise_of("L3", mode)
+        assert promise_of("G1", mode)
+        assert not any(promise_of(row, mode) for row in ("L1", "L5", "L6", "A1", "P2"))
