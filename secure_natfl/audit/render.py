@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from secure_natfl.audit.clauses import counted
 from secure_natfl.audit.evidence import Evidence
 from secure_natfl.report import formats
@@ -16,6 +18,7 @@ def evidence_html(evidence: Evidence) -> str:
         .get_template("evidence.html.j2")
         .render(
             evidence=evidence,
+            created=datetime.fromisoformat(evidence.created_utc),
             broken=[one for one in evidence.checks if one.outcome == "broken"],
             tiles=_tiles(evidence),
             counts=counted(evidence.clauses),
