@@ -34,9 +34,16 @@ class Chromium:
     out: int
     session: str = ""
     messages: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
+    _asked: list[tuple[str, str]] = field(default_factory=list)
+    _shown: str = ""
+    _loaded: bool = False
     _counted: int = 0
     _rest: bytes = b""
+
+    @property
+    def requests(self) -> list[str]:
+        """Addresses that the open page asked for, its own first."""
+        return [url for loader, url in self._asked if loader == self._shown]
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command of the DevTools protocol and return its result."""
@@ -55,14 +62,16 @@ class Chromium:
     ) -> None:
         """Load a file at a width in CSS pixels; `paper`: as it is printed."""
         self.messages.clear()
-        self.requests.clear()
+        self._asked.clear()
         feature = [{"name": "prefers-color-scheme", "value": theme}]
         self.call("Emulation.setEmulatedMedia", media="print" * paper, features=feature)
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
-        self.call("Page.navigate", url=page.as_uri())
-        while (said := self._read()).get("method") != "Page.loadEventFired":
-            self._note(said)
+        # What the tab showed before may still be loading.
+        self._shown = ""
+        loader = self.call("Page.navigate", url=page.as_uri())["loaderId"]
+        while (self._shown, self._loaded) != (loader, True):
+            self._note(self._read())
 
     def run(self, script: str) -> Any:
         """The value of an expression, awaited, in the open page; its policy does not bind it."""
@@ -92,7 +101,13 @@ class Chromium:
         if said.get("method") in SEEN:
             self.messages.append(json.dumps(said["params"]))
         elif said.get("method") == "Network.requestWillBeSent":
-            self.requests.append(said["params"]["request"]["url"])
+            self._asked.append((said["params"]["loaderId"], said["params"]["request"]["url"]))
+        elif said.get("method") == "Page.frameNavigated":
+            frame = said["params"]["frame"]
+            if "parentId" not in frame:
+                self._shown, self._loaded = frame["loaderId"], False
+        elif said.get("method") == "Page.loadEventFired":
+            self._loaded = True
 
 
 @contextmanager
