@@ -85,7 +85,10 @@ def test_the_game_is_won_where_bytes_or_lengths_tell_and_not_on_real_uploads(ran
     sent = measured["C1", "protected"]
     area = auc(sent.scores[sent.members], sent.scores[~sent.members])
     assert abs(area - 0.5) < 5 * 0.41 / np.sqrt(30)
-    assert found["protected"].verdict is not Verdict.LEAKS
+    assert found["plaintext"].verdict is Verdict.LEAKS
+    # Keys come from the operating system: one game in forty is called a leak by chance.
+    games = (verdicts(row, 80, random, ["protected"])[0]["protected"] for _ in range(3))
+    assert any(game.verdict is not Verdict.LEAKS for game in games)
 
 
 def test_randomness_that_is_used_twice_is_seen(random):
