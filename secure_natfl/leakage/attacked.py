@@ -106,12 +106,16 @@ class AttackedRun:
     @cached_property
     def terms(self) -> Terms:
         """What the parties had agreed on."""
-        groups = {site.name: self.system.group_of(site) for site in self.federation.sites}
-        layout = self.system.layout(self.config.proxies.per_round)
-        agreed = agree(self.config, self.federation, layout, self.system.weights(), groups)
+        agreed = self.agreed_under(self.config)
         if agreed.digest != self.plans[0].terms:
             raise _other_images("sites of this size did not agree on the signed plans' terms")
         return agreed
+
+    def agreed_under(self, config: Config) -> Terms:
+        """What the same parties would have agreed on under another configuration of privacy."""
+        groups = {site.name: self.system.group_of(site) for site in self.federation.sites}
+        layout = self.system.layout(config.proxies.per_round)
+        return agree(config, self.federation, layout, self.system.weights(), groups)
 
 
 def _report(path: Path) -> Report:

@@ -34,6 +34,7 @@ TARGETS: Final[Mapping[Tier, Mapping[str, int]]] = {
         "C2": 2,
         "C2b": 2,
         "C3": 80,
+        "L1e": 64,
         "L3": 16,
         "L4": 64,
         "L5b": 64,

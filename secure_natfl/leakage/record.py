@@ -15,6 +15,10 @@ OWN: Final = ("protected", "nothing shown")
 """Arms that are the run's own protection; the others stand beside them for comparison."""
 
 
+OVER_EPSILON: Final = "L1e"
+"""The row whose arms are the run's mechanism at several ε."""
+
+
 class ArmResult(Record):
     """One arm of a row, with what `attacks.verdicts.Finding` says of it.
 

@@ -21,6 +21,7 @@ from secure_natfl.leakage.canary_group import canary_group
 from secure_natfl.leakage.coalition_lab import RunCoalitions
 from secure_natfl.leakage.gradient_lab import gradient_lab
 from secure_natfl.leakage.key_lab import RunKeys
+from secure_natfl.leakage.over_epsilon import over_epsilon_rows
 from secure_natfl.leakage.poisoning_lab import RunSumLab
 from secure_natfl.leakage.record import NotTested
 from secure_natfl.leakage.releases import Releases
@@ -83,7 +84,11 @@ def _answers(run: AttackedRun, tier: Tier) -> Sequence[Row]:
     """The first round alone in the fast tier: a minute trains no more."""
     lab = RunAnswers(run, 1 if tier == "fast" else len(run.plans))
     shadows = _FAST_SHADOWS if tier == "fast" else SHADOWS
-    return (*answer_rows(lab, shadows), *sum_rows(RunSumLab(lab)))
+    return (
+        *answer_rows(lab, shadows),
+        *sum_rows(RunSumLab(lab)),
+        *over_epsilon_rows(run, RunAnswers(run, 1), _FAST_SHADOWS),
+    )
 
 
 _FAMILIES: Final[tuple[Callable[[AttackedRun, Tier], Sequence[Row]], ...]] = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from attacks.verdicts import Verdict
-from secure_natfl.leakage.record import ArmResult, AttackReport, AttackRow
+from secure_natfl.leakage.record import OVER_EPSILON, ArmResult, AttackReport, AttackRow
 from secure_natfl.report import svg
 from secure_natfl.report.figures import ROW, WIDTH, Panel, Plate
 
@@ -46,6 +48,28 @@ def effects(report: AttackReport) -> Plate:
         tuple(panels),
         ("Row", "Arm", "Gain", "Verdict"),
         tuple(data),
+    )
+
+
+def over_epsilon(report: AttackReport) -> Plate | None:
+    """What the label attack gains at several ε, without noise at the right."""
+    rows = [row for row in report.rows if row.criteria.id == OVER_EPSILON]
+    arms = [arm for row in rows for arm in row.arms if arm.effect is not None]
+    if len(arms) < 2:
+        return None
+    with svg.style():
+        figure, axes = svg.canvas(WIDTH, 260, (52, 44, 16, 8))
+        _draw_over_epsilon(axes, arms, rows[0].criteria.margin)
+        said = "; ".join(f"{arm.arm}: {_spelt(arm)}" for arm in arms)
+        drawing = svg.inline(figure, "over-epsilon", "Leakage over ε", said)
+    return Plate(
+        "over-epsilon",
+        "What an adversary learns of a site's case mix at several ε, as the gain of L1 over its "
+        "prior with 95 % intervals. Each ε is that of the whole run for every site; ∞ has no "
+        "noise. The dashed line is the margin.",
+        (Panel(rows[0].criteria.title, drawing),),
+        ("ε", "Gain", "Verdict"),
+        tuple((_level(arm), _spelt(arm), str(arm.verdict)) for arm in arms),
     )
 
 
@@ -99,6 +123,26 @@ def _draw_effects(axes: Axes, row: AttackRow) -> None:
         colour = svg.COLOURS[_COLOURS[arm.verdict]]
         axes.plot([arm.low, arm.high], [y, y], color=colour, linewidth=2)
         axes.plot([arm.effect], [y], _MARKS[arm.verdict], color=colour, markersize=8)
+
+
+def _draw_over_epsilon(axes: Axes, arms: Sequence[ArmResult], margin: float) -> None:
+    ordered = list(reversed(arms))  # the least ε first, without noise last
+    axes.set_xlim(-0.5, len(ordered) - 0.5)
+    axes.set_xticks(range(len(ordered)), [_level(arm) for arm in ordered])
+    axes.axhline(0, color=svg.COLOURS["ink"], linewidth=1)
+    axes.axhline(margin, color=svg.COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
+    axes.set_xlabel("ε of the run")
+    axes.set_ylabel("gain over the prior")
+    for x, arm in enumerate(ordered):
+        if arm.effect is None or arm.low is None or arm.high is None:
+            continue
+        colour = svg.COLOURS[_COLOURS[arm.verdict]]
+        axes.plot([x, x], [arm.low, arm.high], color=colour, linewidth=2)
+        axes.plot([x], [arm.effect], _MARKS[arm.verdict], color=colour, markersize=8)
+
+
+def _level(arm: ArmResult) -> str:
+    return arm.arm.removeprefix("ε = ") if arm.arm.startswith("ε = ") else "∞"
 
 
 def _draw_roc(axes: Axes, row: AttackRow, colours: dict[str, str]) -> None:

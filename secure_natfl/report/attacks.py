@@ -17,6 +17,7 @@ def attacks_html(report: AttackReport) -> str:
             lead=attack_words.lead(report),
             verdicts=attack_words.READS,
             effects=attack_figures.effects(report),
+            over_epsilon=attack_figures.over_epsilon(report),
             roc=attack_figures.roc_curves(report),
             say=attack_words,
             shows_images=any(arm.pictures for row in report.rows for arm in row.arms),
