@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.gradients.labels import bias_corrected, multiset_accuracy, rounded
 from attacks.gradients.laboratory import GradientLab, Trial
-from attacks.gradients.playing import arm_named
+from attacks.gradients.playing import arm_named, by_stage
 from attacks.rows import Budget, Floats, Measured, Row
 from attacks.threat import Capability
 
@@ -68,7 +68,8 @@ def play_labels(
             "another client's guess": scored(guesses[-1:] + guesses[:-1]),
         },
         clusters=np.array([trial.truth.cluster for trial in trials]),
-        extra={"share of batches all right": float((scores == 1).mean())},
+        extra={"share of batches all right": float((scores == 1).mean())}
+        | by_stage(scores, [trial.stage for trial in trials]),
     )
 
 

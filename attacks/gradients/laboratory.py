@@ -91,10 +91,11 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One observation and its truth."""
+    """One observation and its truth. stage: how far the attacked network was trained, in words."""
 
     observation: Observation
     truth: Truth
+    stage: str = ""
 
 
 class GradientLab(Protocol):

@@ -110,8 +110,8 @@ def play_images(
 
     # Observations of large networks are let go one by one.
     trials = lab.trials(attack.scene, named, budget.targets, random)
-    pairs = [(guess(trial), trial.truth) for trial in trials]
-    guesses, truths = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    played = [(guess(trial), trial.truth, trial.stage) for trial in trials]
+    guesses, truths = [one[0] for one in played], [one[1] for one in played]
     others = guesses[-1:] + guesses[:-1]
     plain = [prior.guess(len(truth.images)) for truth in truths]
     if attack.chance is not None:
@@ -121,12 +121,15 @@ def play_images(
             "prior": _scores(attack, plain, truths),
             "another client's guess": _scores(attack, others, truths),
         }
+    scores = _scores(attack, guesses, truths)
     return Measured(
         arm=arm,
-        scores=_scores(attack, guesses, truths),
+        scores=scores,
         baselines=baselines,
         clusters=np.array([truth.cluster for truth in truths]),
-        extra=choice.told | _further(guesses, truths),
+        extra=choice.told
+        | by_stage(scores, [one[2] for one in played])
+        | _further(guesses, truths),
         pictures=_shown(guesses, prior.mean, truths),
     )
 
@@ -206,6 +209,13 @@ def _shown(guesses: Sequence[Tensor], mean: Tensor, truths: Sequence[Truth]) -> 
     pairs = list(zip(guesses, truths, strict=True))[:_PICTURES]
     rows = [torch.stack([t.images[0, 0], _fitted(g, t)[0, 0], mean[0, 0]]) for g, t in pairs]
     return torch.stack(rows).double().numpy()
+
+
+def by_stage(scores: Floats, stages: Sequence[str]) -> dict[str, float]:
+    """The mean score at each stage of the network's training; nothing where there is but one."""
+    names = list(dict.fromkeys(stages))
+    told = {one: float(scores[[stage == one for stage in stages]].mean()) for one in names}
+    return {f"network {name}": mean for name, mean in told.items()} if len(names) > 1 else {}
 
 
 def arm_named(lab: GradientLab, scene: Scene, name: str) -> Arm:

@@ -36,7 +36,9 @@ _BATCH: Final[dict[Scene, int]] = {
     "imprint": 8,
     "fishing": 4,
 }
+_CRAFTED: Final[frozenset[Scene]] = frozenset({"imprint", "fishing"})
 _MODELS, _CLIENTS, _STEPS, _RATE, _BINS = 5, 10, 4, 0.05, 64
+_TRAINED_RATE, _TRAINED_BATCH = 1e-3, 32
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 """(shape, classes) → a network with weights from torch's stream, which is seeded around it."""
@@ -58,7 +60,8 @@ class SimulatedLab:
     clusters: int64[N], images with the same one are of one patient. public: the attacker's own
     images [P, *shape]. lures: among how many others a victim's image is identified, at most.
     noise_multiplier: of the arm "dp-sgd", whose clip is the median norm of the gradients of eight
-    public images. Five networks of different seeds take turns.
+    public images. Five networks of different seeds take turns. epochs: for so many on the private
+    images were they trained before, in turn as well; networks that a server crafts are not.
 
     fedavg: four steps of rate 0.05, each on a whole batch. aggregated: ten clients, one step.
     dp-sgd: one step in which every image of the batch is a unit, at sampling rate 1.
@@ -76,7 +79,8 @@ class SimulatedLab:
     noise_multiplier: float = 1.0
     seed: int = 0
     random: RandomBytes = os.urandom
-    _built: dict[tuple[Scene, int], nn.Module] = field(default_factory=dict)
+    epochs: tuple[int, ...] = (0,)
+    _built: dict[tuple[Scene, int, int], nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         least = max(_CLIENTS * max(_BATCH.values()), self.lures + 1)
@@ -137,13 +141,15 @@ class SimulatedLab:
             own = own[:1] if scene in ("imprint", "fishing") else own
             apart = ~np.isin(others, rows) & (clusters[others] != clusters[victim])
             lures = others[apart][: self.lures]
-            network = self._network(scene, number % _MODELS)
+            epochs = 0 if scene in _CRAFTED else self.epochs[number % len(self.epochs)]
+            network = self._network(scene, number % _MODELS, epochs)
             if scene == "fishing":
                 network = networks.fishing(network, int(labels[victim]))
             client = _Client(self, network, images[rows], labels[rows])
             cluster = int(clusters[victim])
             truth = Truth(images[own], labels[own], images[lures], cluster)
-            yield Trial(client.shows(arm), truth)
+            stage = f"after {epochs} epochs" if epochs else "untrained"
+            yield Trial(client.shows(arm), truth, stage)
 
     def _batch(
         self, scene: Scene, victim: int, others: NDArray[np.int64], labels: Tensor, size: int
@@ -154,8 +160,8 @@ class SimulatedLab:
             others = apart if len(apart) >= size else others
         return np.concatenate([[victim], others[: size - 1]])
 
-    def _network(self, scene: Scene, number: int) -> nn.Module:
-        key = scene, number
+    def _network(self, scene: Scene, number: int, epochs: int) -> nn.Module:
+        key = scene, number, epochs
         if key not in self._built:
             shape = (self.images.shape[1], self.images.shape[2], self.images.shape[3])
             with torch.random.fork_rng(devices=[]):
@@ -164,8 +170,21 @@ class SimulatedLab:
                 if scene == "imprint":
                     inputs = (self.public - self.mean) / self.deviation
                     network = networks.Imprint(network, inputs, _BINS)
+                self._train(network, epochs)
             self._built[key] = network
         return self._built[key]
+
+    def _train(self, network: nn.Module, epochs: int) -> None:
+        """Adam on the private images; torch's stream is seeded around it."""
+        optimiser = torch.optim.Adam(network.parameters(), lr=_TRAINED_RATE)
+        inputs = (self.images - self.mean) / self.deviation
+        for _ in range(epochs):
+            for rows in torch.split(torch.randperm(len(inputs)), _TRAINED_BATCH):
+                optimiser.zero_grad()
+                loss = functional.cross_entropy(network(inputs[rows]), self.labels[rows])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+        network.zero_grad()
 
 
 @dataclass(frozen=True, eq=False)

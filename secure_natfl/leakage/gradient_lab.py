@@ -18,6 +18,8 @@ from secure_natfl.federation import joined
 from secure_natfl.leakage.attacked import AttackedRun
 
 _MOST_PUBLIC = 256
+_STAGES = (0, 1, 10)
+"""Epochs of training before an attack: none, early and late; one trial after another."""
 
 
 def gradient_lab(run: AttackedRun) -> SimulatedLab:
@@ -42,6 +44,7 @@ def gradient_lab(run: AttackedRun) -> SimulatedLab:
         classes=len(federation.task.classes),
         noise_multiplier=_multiplier(run),
         random=_study(run),
+        epochs=_STAGES,
     )
 
 

@@ -67,6 +67,18 @@ def test_closed_forms_succeed_undefended(row, control):
     assert all(found.scores.mean() > base.mean() + 0.1 for base in found.baselines.values())
 
 
+def test_networks_are_attacked_before_and_after_training():
+    lab = laboratory(epochs=(0, 5))
+    found = play("G1", "undefended", lab=lab)
+    assert {"network untrained", "network after 5 epochs"} <= found.extra.keys()
+    inputs = (lab.images - lab.mean) / lab.deviation
+    losses = [
+        float(functional.cross_entropy(trial.observation.knowledge.network(inputs), lab.labels))
+        for trial in lab.trials("linear", "undefended", 4, np.random.default_rng(0))
+    ]
+    assert max(losses[1::2]) < min(losses[::2])
+
+
 def test_position_embeddings_give_the_image_away():
     found = play("G4", "undefended", replace(BUDGET, targets=4))
     assert found.scores.min() > 0.99
