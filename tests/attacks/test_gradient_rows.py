@@ -72,11 +72,10 @@ def test_networks_are_attacked_before_and_after_training():
     found = play("G1", "undefended", lab=lab)
     assert {"network untrained", "network after 5 epochs"} <= found.extra.keys()
     inputs = (lab.images - lab.mean) / lab.deviation
+    trials = list(lab.trials("linear", "undefended", 4, np.random.default_rng(0)))
     with torch.no_grad():
-        losses = [
-            float(functional.cross_entropy(trial.observation.knowledge.network(inputs), lab.labels))
-            for trial in lab.trials("linear", "undefended", 4, np.random.default_rng(0))
-        ]
+        said = [trial.observation.knowledge.network(inputs) for trial in trials]
+    losses = [float(functional.cross_entropy(one, lab.labels)) for one in said]
     assert max(losses[1::2]) < min(losses[::2])
 
 
