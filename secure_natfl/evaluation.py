@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from secure_natfl import metrics
 from secure_natfl.federation import Federation, Site, joined
 from secure_natfl.metrics import Truth, auroc_of, score
 from secure_natfl.models import Network
@@ -21,6 +22,9 @@ from secure_natfl.report.model import Scores
 from secure_natfl.training import Examples, logits_of
 
 Probabilities = NDArray[np.float64]
+
+_BATCH = 128
+_LARGEST = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,20 @@ def predict(network: Network, part: TestPart, head: int = 0) -> Probabilities:
     return np.asarray(found.numpy(), dtype=np.float64)
 
 
+@torch.no_grad()
+def probabilities(model: nn.Module, part: TestPart) -> Probabilities:
+    """Class probabilities in the shape of the targets, of a model from images to logits [n, C, …].
+
+    What `SummedSystem.answering` gives is scored so. The model is put into evaluation mode. One
+    that noise has ruined may answer with no number: that says nothing for any class.
+    """
+    model.eval()
+    said = torch.cat([model(batch) for batch in torch.split(part.examples.images, _BATCH)])
+    logits = torch.nan_to_num(said, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+    found = torch.sigmoid(logits) if part.truth.multi_label else torch.softmax(logits, dim=1)
+    return np.asarray(found.double().numpy())
+
+
 def scores(predictions: Sequence[Probabilities], part: TestPart) -> Scores:
     """Mean scores of one or several models with bootstrap intervals."""
     return score(predictions, part.truth)
@@ -60,6 +78,11 @@ def scores(predictions: Sequence[Probabilities], part: TestPart) -> Scores:
 def quick_auroc(predictions: Sequence[Probabilities], part: TestPart) -> float | None:
     """Mean AUROC without an interval, for learning curves; None on one class."""
     return auroc_of(predictions, part.truth)
+
+
+def quick_dice(predictions: Sequence[Probabilities], part: TestPart) -> float | None:
+    """Mean Dice score without an interval, for learning curves; None where there are no masks."""
+    return metrics.quick_dice(predictions, part.truth)
 
 
 def _test_part(sites: Sequence[Site]) -> TestPart:

@@ -25,7 +25,10 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a test part: `targets`, `known` [n, C], and the patient of each image."""
+    """What is known of a test part: `targets`, `known` [n, C], and the patient of each image.
+
+    Of masks both are [n, C, S, S].
+    """
 
     targets: NDArray[np.float32]
     known: NDArray[np.float32]
@@ -35,12 +38,18 @@ class Truth:
 
 
 def score(predictions: Sequence[Floats], truth: Truth, seed: int = 0) -> Scores:
-    """Mean scores of one or several models' probabilities, each [n, C], on one test part.
+    """Mean scores of one or several models' probabilities on one test part, in its targets' shape.
 
-    Two-class tasks score the second class; others take the mean over classes that have both
-    positives and negatives. Intervals: 95 % percentile bootstrap over patients.
+    Masks have a Dice score and nothing else. Two-class tasks score the second class; others take
+    the mean over classes that have both positives and negatives. Intervals: 95 % percentile
+    bootstrap over patients.
     """
     weights = _resamples(truth.patients, seed)
+    units = len(set(truth.patients))
+    if truth.targets.ndim > 2:
+        dice = _interval([mean_dice(dice_of(p, truth), weights) for p in predictions])
+        nothing = dict.fromkeys(("auroc", "auprc", "balanced_accuracy", "ece"))
+        return Scores(**nothing, dice=dice, n=units, unit=truth.unit)
     figures = {
         name: _interval([_mean_over_classes(p, truth, weights, each) for p in predictions])
         for name, each in (
@@ -56,16 +65,54 @@ def score(predictions: Sequence[Floats], truth: Truth, seed: int = 0) -> Scores:
         auprc=figures["auprc"] if both else None,
         balanced_accuracy=figures["balanced_accuracy"] if both else None,
         ece=calibration,
-        n=len(set(truth.patients)),
+        accuracy=None
+        if truth.multi_label
+        else _interval([_accuracy(p, truth, weights) for p in predictions]),
+        n=units,
         unit=truth.unit,
     )
 
 
 def auroc_of(predictions: Sequence[Floats], truth: Truth) -> float | None:
-    """The models' mean AUROC on the sample itself; None where no class has both sides."""
+    """The models' mean AUROC on the sample itself; None of masks or if no class has both sides."""
+    if truth.targets.ndim > 2:
+        return None
     once = np.ones((1, len(truth.patients)))
     found = [_mean_over_classes(p, truth, once, auroc) for p in predictions]
     return float(np.mean([f[0] for f in found if f is not None])) if found[0] is not None else None
+
+
+def quick_dice(predictions: Sequence[Floats], truth: Truth) -> float | None:
+    """The models' mean Dice score on the sample itself; None where the targets are no masks."""
+    if truth.targets.ndim == 2:
+        return None
+    once = np.ones((1, len(truth.patients)))
+    found = float(np.mean([mean_dice(dice_of(p, truth), once)[0] for p in predictions]))
+    return found if np.isfinite(found) else None
+
+
+def dice_of(p: Floats, truth: Truth) -> Floats:
+    """2·|A ∩ B| / (|A| + |B|) of each image and class but the first: [n, C − 1].
+
+    A: pixels at which the class is the most probable; B: those that have it. Unknown pixels count
+    in neither. NaN where both are empty. (Dice, Ecology 26:297, 1945.)
+    """
+    classes = p.shape[1]
+    known = truth.known.reshape(len(p), classes, -1)[:, 0] > 0
+    called = p.reshape(len(p), classes, -1).argmax(1)
+    right = truth.targets.reshape(len(p), classes, -1).argmax(1)
+    out = np.full((len(p), classes - 1), np.nan)
+    for c in range(1, classes):
+        a, b = (called == c) & known, (right == c) & known
+        total = (a.sum(1) + b.sum(1)).astype(np.float64)
+        np.divide(2 * (a & b).sum(1), total, out=out[:, c - 1], where=total > 0)
+    return out
+
+
+def mean_dice(each: Floats, weights: Floats) -> Floats:
+    """Mean of `each` [n, C − 1] over images weighted [B, n] and classes, NaN left out: [B]."""
+    defined = np.isfinite(each)
+    return _ratio(weights @ np.where(defined, each, 0).sum(1), weights @ defined.sum(1))
 
 
 def auroc(p: Floats, truth: NDArray[np.bool_], weights: Floats) -> Floats:
@@ -127,6 +174,11 @@ def _mean_over_classes(p: Floats, truth: Truth, weights: Floats, each: Score) ->
         if positive.any() and not positive.all():
             scores.append(each(p[known, c], positive, weights[:, known]))
     return np.mean(scores, axis=0) if scores else None
+
+
+def _accuracy(p: Floats, truth: Truth, weights: Floats) -> Floats:
+    right = p.argmax(1) == truth.targets.argmax(1)
+    return _ratio((weights * right).sum(1), weights.sum(1))
 
 
 def _calibration(p: Floats, truth: Truth, weights: Floats) -> Floats:

@@ -12,10 +12,14 @@ from protocols.errors import RunFolderError
 from secure_natfl.report.model import Report, Scores
 
 _METRICS = ("auroc", "auprc", "balanced_accuracy", "ece")
+_FURTHER = ("accuracy", "dice")
 
 
 def write_metrics(report: Report, folder: Path) -> Path:
-    """Write one row per arm, hospital, site and metric; undefined scores are null."""
+    """Write one row per arm, hospital, site and metric; undefined scores are null.
+
+    Accuracy and Dice have rows only where they are defined.
+    """
     file, part = folder / "metrics.parquet", folder / "metrics.parquet.part"
     rows = [
         {"arm": arm, "hospital": hospital, "site": site, "n": scores.n, **row}
@@ -36,7 +40,7 @@ def write_metrics(report: Report, folder: Path) -> Path:
 
 
 def _scored(report: Report) -> Iterator[tuple[str, str, str, Scores]]:
-    for hospital, scores in report.central.scores.items():
+    for hospital, scores in (report.central.scores if report.central else {}).items():
         yield "central", hospital, "", scores
     for client in report.clients:
         yield "personalised", client.hospital, client.name, client.scores
@@ -46,7 +50,7 @@ def _scored(report: Report) -> Iterator[tuple[str, str, str, Scores]]:
 
 
 def _rows(scores: Scores) -> Iterator[dict[str, str | float | None]]:
-    for metric in _METRICS:
+    for metric in (*_METRICS, *(name for name in _FURTHER if getattr(scores, name))):
         interval = getattr(scores, metric)
         yield {
             "metric": metric,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secure_natfl.data.records import Form
 from secure_natfl.models import Network
 
 Progress = Callable[[int, int], None]
@@ -25,7 +26,11 @@ _WARM = 0.2
 
 @dataclass(frozen=True)
 class Examples:
-    """Images [N, 1, H, W] with targets [N, C] in {0, 1}; `known` [N, C] is 0 where unknown."""
+    """Images [N, ch, S, S] with targets in {0, 1}: [N, C] of images, [N, C, S, S] of masks.
+
+    `known` has the shape of `targets` and is 0 where unknown. Volumes are [N, 1, D, S, S], their
+    masks [N, C, D, S, S].
+    """
 
     images: Tensor
     targets: Tensor
@@ -34,6 +39,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def form(self) -> Form:
+        """One class of an image, several, or one of each pixel."""
+        if self.targets.ndim > 2:
+            return "mask"
+        return "multi" if self.multi_label else "single"
 
     def at(self, rows: Tensor) -> Examples:
         """The examples in these rows."""

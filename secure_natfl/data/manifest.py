@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,8 @@ _POLICY_VALUES: dict[Policy, int] = {"mask": -1, "negative": 0, "positive": 1}
 class Rows:
     """The usable rows of a manifest, in file order, N of them.
 
-    `lines`: the CSV line of each, for messages. `labels`: int64 N or N×C as in `Records`.
+    `lines`: the CSV line of each, for messages. `labels`: int64 N or N×C as in `Records`; where
+    masks are listed all 0, and `masks` names each row's file.
     """
 
     path: Path
@@ -28,6 +29,7 @@ class Rows:
     cells: tuple[dict[str, str], ...]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+    masks: tuple[str, ...] = ()
 
     def where(self, index: int) -> str:
         """Manifest and line of row `index`, for an error."""
@@ -49,12 +51,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A CSV file with a header, a column `file`, and labels in one of two forms.
+    """A CSV file with a header, a column `file`, and labels in one of three forms.
 
     Single-label: a column `label` that holds a class name. Multi-label: one column per class with
     1 (present), 0 (absent), −1 (uncertain) or nothing (missing). `class_names` fixes classes and
     their order; without it single-label classes are the sorted values found, and multi-label
-    classes all columns but `file` and those in `other_columns`.
+    classes all columns but `file` and those in `other_columns`. Masks: `mask_column` names the
+    column that holds each image's mask file, and no other label is read.
 
     `uncertain` and `missing` say what becomes of such labels: "mask" (unknown to losses and
     scores), "negative", "positive", or "drop" (the image is left out). A single label cannot be
@@ -66,10 +69,15 @@ class Manifest:
     other_columns: tuple[str, ...] = ("patient",)
     uncertain: Policy = "mask"
     missing: Policy = "mask"
+    mask_column: str = ""
 
     def read(self) -> Rows:
         """All rows kept by the policies. Raises DataError naming the file and line at fault."""
         lines, cells = _read_csv(self.path)
+        if self.mask_column:
+            nothing = np.zeros(len(lines), dtype=np.int64)
+            rows = Rows(self.path, tuple(lines), tuple(cells), nothing, self.class_names)
+            return replace(rows, masks=rows.column(self.mask_column))
         single = "label" in cells[0]
         names = self.class_names or (_found(cells) if single else self._columns(cells[0]))
         absent = [] if single else [name for name in names if name not in cells[0]]

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from protocols.errors import DataError
-from secure_natfl.data.folder import read_grey
+from secure_natfl.data.arrays import Channels
+from secure_natfl.data.folder import read_image
 from secure_natfl.data.records import Records
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -22,9 +23,10 @@ class LabelledFolder:
 
     folder: Path
     size: int
+    channels: Channels = 1
 
     def load(self) -> Records:
-        """Every image below a class folder, grey, size×size, in the order of path names.
+        """Every image below a class folder, size×size, in the order of path names.
 
         Raises DataError when the folder is missing, has no class with an image, or an image
         cannot be read.
@@ -47,7 +49,7 @@ class LabelledFolder:
             )
         names = tuple(dict.fromkeys(name for name, _ in found))
         return Records(
-            np.stack([read_grey(path, self.size) for _, path in found]),
+            np.stack([read_image(path, self.size, "", self.channels) for _, path in found]),
             np.array([names.index(name) for name, _ in found], dtype=np.int64),
             names,
             tuple(str(path.relative_to(self.folder)) for _, path in found),

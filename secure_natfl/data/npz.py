@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import DataError
+from secure_natfl.data.masks import Coding
 from secure_natfl.data.records import Records, Unit
 
 Arrays = dict[str, NDArray[Any]]
@@ -19,10 +20,15 @@ Arrays = dict[str, NDArray[Any]]
 class PackSource:
     """One hospital of a pack: an npz file that holds several.
 
-    Keys read: `images`, `labels` (indices into `class_names`), `class_names`, and where present
-    `source` (index into `source_names`) and `cluster` or `group`. `hospital` picks one of
-    `source_names`; empty takes all. Ids come from `cluster`, which joins a patient's images with
-    their near-duplicates, so that a split by it separates both; without it from `group`.
+    Keys read: `images`, what `target` names, `class_names`, and where present `source` (index
+    into `source_names`) and `cluster` or `group`. `hospital` picks one of `source_names`; empty
+    takes all. Ids come from `cluster`, which joins a patient's images with their near-duplicates,
+    so that a split by it separates both; without it from `group`.
+
+    `target`: the array that is learnt. `labels` holds indices into the file's `class_names`, or
+    N×C of 1, 0 and −1. Another array may hold words (its classes are those found in the whole
+    file, sorted), numbers from 0, which `class_names` names, or masks N×H×W, coded as in
+    `masks.Coding`.
 
     `unit = "patient"` is the caller's statement that the pack's groups are patients; a file cannot
     show it. `where` keeps rows whose value of a further key equals the given one, for example
@@ -34,11 +40,16 @@ class PackSource:
     unit: Unit = "image"
     where: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    target: str = "labels"
+    class_names: tuple[str, ...] = ()
+    bits: tuple[int, ...] = ()
 
     def load(self) -> Records:
         """The chosen rows. Raises DataError for a missing file, key or hospital, or no row left."""
-        arrays = read_npz(self.path, {"images", "labels", "class_names"})
-        _check_rows(self.path, arrays, "images", "labels", "source", "cluster", "group")
+        needed = {"images", self.target} | ({"class_names"} if self.target == "labels" else set())
+        arrays = read_npz(self.path, needed)
+        _check_rows(self.path, arrays, "images", self.target, "source", "cluster", "group")
+        labels, class_names = self._labels(arrays)
         rows = np.flatnonzero(self._keep(arrays))
         name = self.name or self.hospital or self.path.name.partition(".")[0]
         if len(rows) == 0:
@@ -46,13 +57,34 @@ class PackSource:
         ids = arrays.get("cluster", arrays.get("group", np.arange(len(arrays["images"]))))
         return Records(
             arrays["images"][rows],
-            arrays["labels"][rows].astype(np.int64),
-            tuple(str(n) for n in arrays["class_names"]),
+            labels[rows],
+            class_names,
             # Cluster numbers are unique within one file only.
             tuple(f"{self.path.name}:{i}" for i in ids[rows]),
             self.unit,
             name,
         )
+
+    def _labels(self, arrays: Arrays) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """The target of every row of the file, and its classes."""
+        stored, where = arrays[self.target], f"{self.path}, {self.target}"
+        if stored.dtype.kind == "U":
+            names = self.class_names or tuple(sorted(set(stored.tolist())))
+            unknown = sorted(set(stored.tolist()) - set(names))
+            if unknown:
+                raise DataError(
+                    f"no class for {', '.join(map(repr, unknown))}",
+                    where=where,
+                    fix="add to classes what the array holds",
+                )
+            return np.array([names.index(v) for v in stored.tolist()], dtype=np.int64), names
+        if stored.ndim > 2:
+            return Coding(self.class_names, bits=self.bits).decode(stored, where), self.class_names
+        own = arrays.get("class_names", ()) if self.target == "labels" else ()
+        names = self.class_names or tuple(str(n) for n in own)
+        if not names:
+            raise DataError("its numbers have no names", where=where, fix="name them in classes")
+        return stored.astype(np.int64), names
 
     def _keep(self, arrays: Arrays) -> NDArray[np.bool_]:
         keep = np.ones(len(arrays["images"]), dtype=np.bool_)

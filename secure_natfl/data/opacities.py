@@ -1,6 +1,6 @@
 """Pneumonia in phantoms: consolidation, patches and diffuse haze, from subtle to plain."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +10,16 @@ from secure_natfl.data.spectra import coloured_noise
 
 Images = NDArray[np.floating[Any]]
 
+PATTERNS: Final = ("lobar", "patchy", "diffuse")
 _SPOTS = 6
 
 
 def pneumonia(
     frame: Frame, body: Anatomy, lungs: Images, difficulty: float, rng: np.random.Generator
-) -> Images:
-    """Added attenuation, float32 N×H×W, zero outside the lungs.
+) -> tuple[Images, NDArray[np.int64]]:
+    """Added attenuation, float32 N×H×W, zero outside the lungs, and each image's pattern, N.
 
-    Each image gets one of three patterns: one lobar consolidation, several patches on both sides,
+    Each image gets one of `PATTERNS`: one lobar consolidation, several patches on both sides,
     or diffuse haze towards the bases. The strength is log-normal, so that the faintest cannot be
     told from vessels and ribs; `difficulty` (0.5 to 2) divides it.
     """
@@ -31,7 +32,8 @@ def pneumonia(
     haze = np.clip(0.35 + 0.7 * (frame.down - body.apex), 0, 1.1)
     pattern = np.where(kind == 0, lobe, np.where(kind == 1, patches, haze))
     grain = np.where(kind == 2, 0.55, 0.3)
-    return (strength * lungs * pattern * np.clip(1 + grain * texture, 0, 2.5)).astype(np.float32)
+    added = strength * lungs * pattern * np.clip(1 + grain * texture, 0, 2.5)
+    return added.astype(np.float32), kind[:, 0, 0].astype(np.int64)
 
 
 def atelectasis(frame: Frame, body: Anatomy, rng: np.random.Generator) -> Images:

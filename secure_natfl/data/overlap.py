@@ -25,9 +25,12 @@ def check_overlap(proxy_images: NDArray[np.uint8], private: Records) -> None:
     normalised correlation (indifferent to brightness and contrast), and confirms candidates at
     32×32 in the image and in its fine detail. Finds re-encoded, resized and re-exposed copies;
     crops, mirrored or turned copies are not found. Raises DataError naming the proxies to remove;
-    the private images are not named.
+    the private images are not named. Of volumes every slice is compared.
     """
-    pairs = overlapping_pairs(proxy_images, private.images)
+    images = private.images
+    if images.ndim == 4 and not private.colour:
+        images = images.reshape(-1, *images.shape[2:])
+    pairs = overlapping_pairs(proxy_images, images)
     if len(pairs):
         proxies = np.unique(pairs[:, 0])
         listed = ", ".join(str(i) for i in proxies[:10]) + (", …" if len(proxies) > 10 else "")

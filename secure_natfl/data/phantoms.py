@@ -6,7 +6,7 @@ view and age go with the label differently (Zech et al., PLoS Medicine 15:e10026
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,23 @@ from secure_natfl.data.anatomy import (
     place,
     torso,
 )
-from secure_natfl.data.opacities import atelectasis, pneumonia
+from secure_natfl.data.opacities import PATTERNS, atelectasis, pneumonia
 from secure_natfl.data.records import Records
 from secure_natfl.data.spectra import coloured_noise, grid
 
 Images = NDArray[np.floating[Any]]
 
+Target = Literal["labels", "pattern", "view", "mask"]
+
 CLASS_NAMES = ("normal", "pneumonia")
+TARGETS: dict[Target, tuple[str, ...]] = {
+    "labels": CLASS_NAMES,
+    "pattern": ("normal", *PATTERNS),
+    "view": ("upright", "bedside"),
+    "mask": ("background", "lung"),
+}
+"""What phantoms may be labelled with, and its classes."""
+
 _BATCH = 64
 
 
@@ -85,6 +95,7 @@ class PhantomSource:
     size: int
     positive_rate: float
     seed: int
+    target: Target = "labels"
 
     def load(self) -> Records:
         """The images. Raises DataError for an unknown hospital, or as `chest_phantoms` does."""
@@ -95,17 +106,24 @@ class PhantomSource:
             )
         rng = np.random.default_rng((self.seed, list(HOSPITALS).index(self.hospital)))
         return chest_phantoms(
-            self.images, self.size, HOSPITALS[self.hospital], self.positive_rate, rng
+            self.images, self.size, HOSPITALS[self.hospital], self.positive_rate, rng, self.target
         )
 
 
 def chest_phantoms(
-    n: int, size: int, hospital: Hospital, positive_rate: float, rng: np.random.Generator
+    n: int,
+    size: int,
+    hospital: Hospital,
+    positive_rate: float,
+    rng: np.random.Generator,
+    target: Target = "labels",
 ) -> Records:
-    """`n` images of `hospital`, uint8 n×size×size, classes normal and pneumonia; unit: patient.
+    """`n` images of `hospital`, uint8 n×size×size, labelled by `target`; unit: patient.
 
-    About `positive_rate` (0 to 1) of the images show pneumonia. A patient has one to four images
-    of the same anatomy and label in different positioning. Deterministic in `rng`. Raises
+    About `positive_rate` (0 to 1) of the images show pneumonia, in one of three patterns. A patient
+    has one to four images of the same anatomy and health in different positioning. `target` picks
+    one of `TARGETS`; the mask is that of the lungs, without the heart. The images do not depend on
+    it. Deterministic in `rng`. Raises
     DataError for n < 1, size < 16 or a rate outside 0…1.
     """
     if n < 1 or size < 16 or not 0 <= positive_rate <= 1:
@@ -119,13 +137,23 @@ def chest_phantoms(
     anatomy = draw_anatomy(int(patient[-1]) + 1, hospital.paediatric, rng)
     order = rng.permutation(n)
     patient, label = patient[order], label[order]
-    images = np.empty((n, size, size), dtype=np.uint8)
+    shots = []
     for start in range(0, n, _BATCH):
         batch = slice(start, start + _BATCH)
         sick = label[batch, None, None] == 1
-        images[batch] = _expose(anatomy.of(patient[batch]), sick, size, hospital, rng)
+        shots.append(_expose(anatomy.of(patient[batch]), sick, size, hospital, rng))
+    images = np.concatenate([shot.images for shot in shots])
+    labels = label if target == "labels" else np.concatenate([shot.truth[target] for shot in shots])
     ids = tuple(f"{hospital.name}-{number}" for number in patient)
-    return Records(images, label, CLASS_NAMES, ids, "patient", hospital.name)
+    return Records(images, labels, TARGETS[target], ids, "patient", hospital.name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shot:
+    """Images N×H×W with what is known of them beside their health, by target."""
+
+    images: NDArray[np.uint8]
+    truth: dict[Target, NDArray[np.int64]]
 
 
 def _draw_patients(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -151,7 +179,7 @@ def _expose(
     size: int,
     hospital: Hospital,
     rng: np.random.Generator,
-) -> NDArray[np.uint8]:
+) -> _Shot:
     """Attenuation of body and opacities, then the hospital's film; uint8 N×size×size."""
     n = len(sick)
     share = np.where(sick, hospital.bedside_pneumonia, hospital.bedside_normal)
@@ -161,7 +189,8 @@ def _expose(
     lungs = lung_fields(frame, body)
     air = 0.62 * lungs * (1 - 0.15 * bedside)
     filled = atelectasis(frame, body, rng) * lungs
-    filled = filled + sick * pneumonia(frame, body, lungs, hospital.difficulty, rng)
+    opacity, pattern = pneumonia(frame, body, lungs, hospital.difficulty, rng)
+    filled = filled + sick * opacity
     filled = filled + lung_vessels(n, size, rng, frame) * lungs
     breast = (
         0.3
@@ -176,7 +205,12 @@ def _expose(
         + np.minimum(filled, air)
         + inside * (mediastinum(frame, body) + cage(frame, body) + breast)
     )
-    return _film(depth.astype(np.float32), sick, hospital, rng)
+    truth: dict[Target, NDArray[np.int64]] = {
+        "pattern": np.where(sick[:, 0, 0], 1 + pattern, 0),
+        "view": bedside[:, 0, 0].astype(np.int64),
+        "mask": (lungs > 0.5).astype(np.int64),
+    }
+    return _Shot(_film(depth.astype(np.float32), sick, hospital, rng), truth)
 
 
 def _supine(body: Anatomy, bedside: NDArray[np.bool_], rng: np.random.Generator) -> Anatomy:

@@ -83,7 +83,7 @@ def assign(records: Records, shares: Sequence[float], seed: int) -> NDArray[np.i
     Patients are taken in the order of a hash of `seed` and id, rarest class first, each into the
     part that is furthest below its share of that class, then of all images.
     """
-    members = _members(records)
+    members = members_of(records)
     if len(members) < len(shares):
         raise DataError(
             f"{len(members)} patient(s) cannot fill {len(shares)} parts",
@@ -92,46 +92,65 @@ def assign(records: Records, shares: Sequence[float], seed: int) -> NDArray[np.i
             fix="add patients, or ask for fewer parts",
         )
     quota = np.asarray(shares, dtype=np.float64) / float(np.sum(shares))
-    part = np.full(len(records), -1, dtype=np.int64)
-    total = np.zeros(len(quota))
-    for stratum in _strata(records, members, seed):
+    strata = strata_of(records, members, seed)
+    quotas = np.tile(quota, (len(strata), 1))
+    part = fill(members, strata, quotas, quota * len(records))
+    return _without_gaps(part, members, len(quota))
+
+
+def fill(
+    members: Mapping[str, list[int]],
+    strata: Sequence[Sequence[str]],
+    quotas: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """The part of each image, int64 N, when each patient goes where its class lacks most.
+
+    `members`: patient → rows, N in all. `quotas`: share of each stratum that each part is to hold,
+    strata × parts, rows sum to 1. `sizes`: images that each part is to hold; it breaks ties.
+    """
+    part = np.full(sum(map(len, members.values())), -1, dtype=np.int64)
+    total = np.zeros(len(sizes))
+    for stratum, quota in zip(strata, quotas, strict=True):
         images = sum(len(members[patient]) for patient in stratum)
         filled = np.zeros(len(quota))
         for patient in stratum:
             lack = np.round(quota * images - filled, 9)
-            overall = quota * len(records) - total
+            overall = sizes - total
             chosen = max(range(len(quota)), key=lambda j: (lack[j], overall[j]))
             part[members[patient]] = chosen
             filled[chosen] += len(members[patient])
             total[chosen] += len(members[patient])
-    return _without_gaps(part, members, len(quota))
+    return part
 
 
-def _members(records: Records) -> dict[str, list[int]]:
+def members_of(records: Records) -> dict[str, list[int]]:
+    """Patient → the rows of its images."""
     members: dict[str, list[int]] = {}
     for index, patient in enumerate(records.patients):
         members.setdefault(patient, []).append(index)
     return members
 
 
-def _strata(records: Records, members: Mapping[str, list[int]], seed: int) -> list[list[str]]:
-    """Patients by the label pattern that marks them, rarest pattern first, in hash order."""
+def strata_of(records: Records, members: Mapping[str, list[int]], seed: int) -> list[list[str]]:
+    """Patients by the rarest class that they show, smallest stratum first, in hash order."""
     frequency = records.counts()
+    main = records.main_classes()
     rarity = np.array([frequency[name] for name in records.class_names])
     strata: dict[int, list[str]] = {}
     order = sorted(members, key=lambda p: hashlib.sha256(f"{seed}|{p}".encode()).digest())
     for patient in order:
-        strata.setdefault(_rarest_class(records, members[patient], rarity), []).append(patient)
+        shown = _shown(main[members[patient]])
+        rarest = min(shown, key=lambda c: (rarity[c], c), default=-1)
+        strata.setdefault(rarest, []).append(patient)
     return sorted(strata.values(), key=len)
 
 
-def _rarest_class(records: Records, rows: Sequence[int], rarity: NDArray[np.int64]) -> int:
-    """The rarest class among a patient's images; −1 where a multi-label patient shows none."""
-    if records.multi_label:
-        shown = np.flatnonzero((records.labels[rows] == 1).any(axis=0))
-    else:
-        shown = np.unique(records.labels[rows])
-    return min((int(c) for c in shown), key=lambda c: (rarity[c], c), default=-1)
+def _shown(labels: NDArray[np.int64]) -> list[int]:
+    """The classes among a patient's labels; none where a multi-label patient shows none."""
+    several = labels.ndim == 2
+    found = np.flatnonzero((labels == 1).any(axis=0)) if several else np.unique(labels)
+    return [int(c) for c in found]
 
 
 def _without_gaps(

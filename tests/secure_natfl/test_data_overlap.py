@@ -69,6 +69,17 @@ def test_a_shared_smooth_shape_is_no_copy() -> None:
     assert len(overlapping_pairs(first, second)) == 0
 
 
+def test_a_slice_of_a_volume_is_found() -> None:
+    rng = np.random.default_rng(8)
+    volumes = rng.integers(0, 256, (3, 5, 32, 32), dtype=np.uint8)
+    labels = np.zeros(3, dtype=np.int64)
+    records = Records(volumes, labels, ("finding",), ("a", "b", "c"), "patient", "scanner")
+    check_overlap(rng.integers(0, 256, (20, 32, 32), dtype=np.uint8), records)
+    planted = np.stack([volumes[0, 0, ::-1], volumes[2, 3]])
+    with pytest.raises(DataError, match=r"^scanner: .*1 pair.*proxy images 1 are"):
+        check_overlap(planted, records)
+
+
 def test_full_size_is_quick() -> None:
     rng = np.random.default_rng(6)
     proxies = rng.integers(0, 256, (6000, 32, 32, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from protocols.errors import DataError
 from secure_natfl.data.arrays import resize
-from secure_natfl.data.phantoms import HOSPITALS, PhantomSource, chest_phantoms
+from secure_natfl.data.phantoms import HOSPITALS, TARGETS, PhantomSource, chest_phantoms
 from secure_natfl.data.records import Records
 from secure_natfl.data.synthetic import FAMILIES, natural_images, noise_images
 
@@ -144,3 +144,31 @@ def test_noise_images_hold_no_structure() -> None:
     assert images.mean() == pytest.approx(0.5, abs=0.01)
     neighbours = np.corrcoef(images[:, :, 1:].ravel(), images[:, :, :-1].ravel())[0, 1]
     assert abs(neighbours) < 0.02
+
+
+def test_images_are_the_same_whatever_they_are_labelled_with() -> None:
+    by = {t: PhantomSource("children", 90, 32, 0.5, 3, t).load() for t in TARGETS}
+    healthy = by["labels"].labels == 0
+    for target, records in by.items():
+        np.testing.assert_array_equal(records.images, by["labels"].images)
+        assert records.patients == by["labels"].patients
+        assert records.class_names == TARGETS[target]
+    assert ((by["pattern"].labels == 0) == healthy).all()
+    assert set(by["pattern"].labels.tolist()) == {0, 1, 2, 3}
+    assert 0 < by["view"].labels.mean() < 1
+
+
+def test_lungs_are_dark_and_where_lungs_are() -> None:
+    records = PhantomSource("clinic", 60, 64, 0.5, 0, "mask").load()
+    assert records.form == "mask"
+    lungs = records.labels == 1
+    assert 0.1 < lungs.mean() < 0.5
+    pairs = zip(records.images, lungs, strict=True)
+    inside = np.array([image[mask].mean() for image, mask in pairs])
+    spine = records.images[:, 10:50, 30:34].mean((1, 2))
+    assert (inside < spine).mean() > 0.9
+    # Hardly any at the upper and lower border, and something on both sides of the chest.
+    assert lungs[:, :4].mean() < 0.1 * lungs.mean()
+    assert lungs[:, -4:].mean() < 0.1 * lungs.mean()
+    assert lungs[:, :, :32].any((1, 2)).all()
+    assert lungs[:, :, 32:].any((1, 2)).all()

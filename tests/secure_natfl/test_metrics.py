@@ -1,10 +1,17 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    roc_auc_score,
+)
 
 from secure_natfl.metrics import (
     Truth,
@@ -12,7 +19,9 @@ from secure_natfl.metrics import (
     auroc,
     auroc_of,
     balanced_accuracy,
+    dice_of,
     expected_calibration_error,
+    quick_dice,
     score,
 )
 
@@ -183,3 +192,66 @@ def test_unknown_findings_count_in_no_score():
     # What an unknown label hides may be anything.
     other = np.where(labels < 0, rng.random((80, 3)), p)
     assert score([other], truth_of(labels, map(str, range(80)), multi_label=True)) == found
+
+
+def test_accuracy_agrees_with_scikit_learn(clustered):
+    label, p, patients = clustered
+    found = score([p], truth_of(label, patients))
+    assert found.accuracy.value == pytest.approx(accuracy_score(label, p.argmax(1)))
+    assert found.accuracy.low < found.accuracy.value < found.accuracy.high
+    assert found.dice is None
+    several = truth_of(np.stack([label, 1 - label], 1), patients, multi_label=True)
+    assert score([p], several).accuracy is None
+
+
+def masks_of(labels, classes=3):
+    """Masks [n, S, S] as a test part, −1 unknown; a patient an image."""
+    known = np.repeat((labels >= 0)[:, None], classes, axis=1)
+    targets = np.eye(classes)[labels].transpose(0, 3, 1, 2) * known
+    ids = tuple(map(str, range(len(labels))))
+    return Truth(targets.astype(np.float32), known.astype(np.float32), ids, "patient", False)
+
+
+def test_dice_is_the_f1_score_of_pixels():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, (12, 8, 8))
+    labels[0] = 0
+    labels[1, :4] = -1
+    p = rng.dirichlet(np.ones(3), (12, 8, 8)).transpose(0, 3, 1, 2)
+    p[0, 0] = 2
+    truth = masks_of(labels)
+    each = dice_of(p, truth)
+    for i in range(1, 12):
+        seen = labels[i] >= 0
+        expected = f1_score(labels[i][seen], p[i].argmax(0)[seen], labels=[1, 2], average=None)
+        assert each[i] == pytest.approx(expected)
+    assert np.isnan(each[0]).all()
+    found = score([p], truth)
+    assert found.dice.value == pytest.approx(each[1:].mean())
+    assert found.dice.value == pytest.approx(quick_dice([p], truth))
+    assert found.dice.low < found.dice.value < found.dice.high
+    assert found.auroc is found.auprc is found.balanced_accuracy is found.ece is None
+    assert found.accuracy is None
+    assert auroc_of([p], truth) is None
+
+
+def test_dice_of_the_truth_is_one_and_of_its_opposite_zero():
+    labels = np.zeros((5, 4, 4), dtype=np.int64)
+    labels[:, :2] = 1
+    right = np.eye(2)[labels].transpose(0, 3, 1, 2)
+    truth = masks_of(labels, 2)
+    assert score([right], truth).dice.value == 1
+    assert score([1 - right], truth).dice.value == 0
+    # A class that only the prediction shows counts against it.
+    assert quick_dice([np.eye(3)[labels + 1].transpose(0, 3, 1, 2)], masks_of(labels)) == 0
+
+
+def test_dice_intervals_are_over_patients():
+    rng = np.random.default_rng(2)
+    labels = np.repeat(rng.integers(0, 2, (20, 6, 6)), 8, axis=0)
+    p = np.repeat(rng.dirichlet(np.ones(2), (20, 6, 6)).transpose(0, 3, 1, 2), 8, axis=0)
+    by_image = masks_of(labels, 2)
+    by_patient = replace(by_image, patients=tuple(f"p{i // 8}" for i in range(160)))
+    wide, narrow = (score([p], truth).dice for truth in (by_patient, by_image))
+    assert wide.value == pytest.approx(narrow.value)
+    assert wide.high - wide.low > 1.8 * (narrow.high - narrow.low)
