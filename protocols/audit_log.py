@@ -11,7 +11,6 @@ What a chain cannot show, a cut at the end or a chain made anew, is what checkpo
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from protocols.audit_events import Event, Torn
 from protocols.chain import GENESIS, canonical, digest, link
+from protocols.durable import append, written
 from protocols.errors import RunFolderError
 from protocols.merkle import Tree, leaf_hash
 from protocols.messages import Digest, Name, StrictModel
@@ -139,9 +139,8 @@ class AuditLog:
         self.close()
 
     def _put(self, data: bytes) -> None:
-        if os.write(self._file, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(self._file)
+        with written("audit record"):
+            append(self._file, data)
 
     def _unwritable(self, error: OSError) -> RunFolderError:
         return RunFolderError(

@@ -9,7 +9,6 @@ that it cannot reach.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from protocols.audit_events import Signature
 from protocols.audit_log import Moment
 from protocols.chain import SigningKey, canonical, digest, verify
+from protocols.durable import append, written
 from protocols.errors import ProtocolError, RunFolderError
 from protocols.merkle import EMPTY, Tree, verify_consistency
 from protocols.messages import Count, Digest, Name, Positive, StrictModel
@@ -184,12 +184,10 @@ def read_checkpoints(path: Path) -> tuple[Cosigned, ...]:
 def append_line(path: Path, one: Cosigned) -> None:
     """Add a checkpoint to a file, durably; what a crash cut off at its end goes."""
     try:
-        with path.open("ab+") as file:
+        with written("checkpoint"), path.open("ab+") as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(canonical(one.model_dump(mode="json")) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            append(file.fileno(), canonical(one.model_dump(mode="json")) + b"\n")
     except OSError as error:
         raise _unusable(path, error.strerror or str(error)) from error
 

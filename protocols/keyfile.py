@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from protocols.chain import RandomBytes, SigningKey
+from protocols.durable import written
 from protocols.errors import RunFolderError
 
 
@@ -29,8 +30,9 @@ def write_private(path: Path, data: bytes) -> None:
     """Make a file for its owner alone: after a crash it is whole, or not there."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with written("private file"):
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.chain import GENESIS, canonical, digest, link
+from protocols.durable import written
 from protocols.errors import LedgerError
 
 Line = dict[str, Any]
@@ -124,15 +125,15 @@ class LedgerFile:
         data = canonical(line)
         head = link(self.head, data)
         row = (len(self.lines) + 1, _name(line), data.decode(), head)
-        with self._speaking():
+        with self._speaking(), written("ledger line"):
             self._db.execute("INSERT INTO lines VALUES (?, ?, ?, ?)", row)
         self.head = head
         self.lines.append(line)
 
     def attach(self, number: int, data: bytes) -> None:
         """Attach bytes to line `number` (from 1), durably. LedgerError if it has some already."""
-        with self._speaking():
-            row = (number, data, digest(data))
+        row = (number, data, digest(data))
+        with self._speaking(), written("ledger attachment"):
             self._db.execute("INSERT INTO attached VALUES (?, ?, ?)", row)
 
     def attached(self, number: int) -> bytes | None:

@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocols.chain import SigningKey, canonical, digest, verify
+from protocols.durable import append, written
 from protocols.errors import LedgerError, ProtocolError
 from protocols.ledger import Ledger
 
@@ -118,10 +119,8 @@ class HeadBook:
     def _write(self, kept: KeptHead) -> None:
         data = canonical(kept.model_dump()) + b"\n"
         try:
-            with self._path.open("ab") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
+            with written("kept head"), self._path.open("ab") as out:
+                append(out.fileno(), data)
         except OSError as error:
             raise self._unusable(error) from error
 

@@ -15,25 +15,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from protocols.chain import digest
+from protocols.durable import Claim, written
 from protocols.errors import RunFolderError
 from secure_natfl.config import Config
 from secure_natfl.seeds import Seeds
 
 _STATE = "state"
+_DIGESTS = "digests.json"
 
 
 class RunFolder:
-    """Opened once per run. `nonce` tells two runs of one configuration apart."""
+    """Opened once per run, by one process. `nonce` tells two runs of one configuration apart."""
 
-    def __init__(self, path: Path, nonce: str, seeds: Seeds) -> None:
+    def __init__(self, path: Path, nonce: str, seeds: Seeds, lock: Claim | None = None) -> None:
         self.path, self.nonce, self.seeds = path, nonce, seeds
+        self._lock = lock
 
     @classmethod
     def open(cls, path: Path, config: Config, text: str, *, resume: bool) -> RunFolder:
         """Make the folder, or take up the run in it again.
 
-        Raises RunFolderError when it cannot be written, holds another configuration, or holds a
-        run that was not asked to be resumed.
+        Raises RunFolderError when it cannot be written, holds another configuration, holds a run
+        that was not asked to be resumed, or has another process at work in it.
         """
         identity = path / "run.json"
         try:
@@ -43,11 +47,12 @@ class RunFolder:
                 raise RunFolderError(
                     "there is no run to resume", where=str(path), fix="leave out --resume"
                 )
-            if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
+            if path.exists() and any(map(_foreign, path.iterdir())):
                 raise RunFolderError(
                     "the folder holds other files", where=str(path), fix="choose another --out"
                 )
             path.mkdir(parents=True, exist_ok=True)
+            lock = Claim(path)
             seeds = cls._seeds(config, os.urandom(32))
             nonce = os.urandom(16).hex() if not seeds.seeded else f"seed-{config.run.seed}"
             stated = {"config_sha256": config.identity, "nonce": nonce, "root": seeds.root.hex()}
@@ -59,7 +64,7 @@ class RunFolder:
             raise RunFolderError(
                 "run.json is damaged", where=str(path), why=str(error), fix="start a new folder"
             ) from None
-        return cls(path, nonce, seeds)
+        return cls(path, nonce, seeds, lock)
 
     @classmethod
     def _again(cls, path: Path, config: Config, stated: Any, *, resume: bool) -> RunFolder:
@@ -77,7 +82,7 @@ class RunFolder:
                 fix="add --resume to take it up again, or choose another --out",
             )
         seeds = cls._seeds(config, bytes.fromhex(stated["root"]))
-        return cls(path, stated["nonce"], seeds)
+        return cls(path, stated["nonce"], seeds, Claim(path))
 
     @staticmethod
     def _seeds(config: Config, root: bytes) -> Seeds:
@@ -93,6 +98,26 @@ class RunFolder:
         """The folder of a finished step."""
         return self.path / _STATE / name
 
+    def intact(self, name: str) -> Path:
+        """The same, for a run that takes it up; RunFolderError if a file is not as it was written.
+
+        That the digests themselves are the run's own is for the audit log to say.
+        """
+        folder = self.step(name)
+        try:
+            stated = json.loads((folder / _DIGESTS).read_bytes())
+            same = stated == _digests(folder)
+        except (OSError, ValueError):
+            same = False
+        if same:
+            return folder
+        raise RunFolderError(
+            "a finished step was changed, or is damaged",
+            where=str(folder),
+            fix="remove it and the steps after it, then resume: they are made again from the step "
+            "before, and nothing is charged twice",
+        )
+
     def finish(self, name: str, fill: Callable[[Path], None]) -> None:
         """Let `fill` write a step's files, then make them appear at once."""
         part = self.path / _STATE / f"{name}.part"
@@ -100,10 +125,12 @@ class RunFolder:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             fill(part)
+            (part / _DIGESTS).write_text(json.dumps(_digests(part)))
             for file in part.iterdir():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            part.replace(self.path / _STATE / name)
+                with file.open("rb") as filled:
+                    os.fsync(filled.fileno())
+            with written("step"):
+                part.replace(self.path / _STATE / name)
         except (OSError, SafetensorError) as error:
             raise _unwritable(self.path, error) from None
 
@@ -111,11 +138,12 @@ class RunFolder:
 def write(file: Path, data: bytes) -> None:
     """Write a file so that it appears whole or not at all."""
     part = file.with_name(f"{file.name}.part")
-    with part.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
+    with written(file.name):
+        with part.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
 
 
 def save_network(network: nn.Module, file: Path) -> None:
@@ -140,6 +168,17 @@ def load_arrays(file: Path) -> dict[str, NDArray[Any]]:
     """Arrays of `save_arrays`; nothing is unpickled."""
     with np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a step but the one that holds them."""
+    files = (file for file in folder.iterdir() if file.name != _DIGESTS)
+    return {file.name: digest(file.read_bytes()) for file in files}
+
+
+def _foreign(file: Path) -> bool:
+    """Whether a file is none that a run which was cut short at its start leaves behind."""
+    return file.suffix != ".part" and file.name != "lock"
 
 
 def _unwritable(path: Path, error: OSError | SafetensorError) -> RunFolderError:

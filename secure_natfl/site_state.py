@@ -12,9 +12,10 @@ from pathlib import Path
 
 from protocols.accounting import ADD_OR_REMOVE_ONE, REPLACE_ONE
 from protocols.chain import RandomBytes
+from protocols.durable import written
 from protocols.errors import LedgerError, RunFolderError
 from protocols.ledger import Ledger
-from secure_natfl.config import ClientGaussian, Config, DpSgd, PhantomHospital
+from secure_natfl.config import ClientGaussian, Config, DpSgd, PhantomHospital, RemoteHospital
 from secure_natfl.data.records import Records
 
 
@@ -22,7 +23,8 @@ def state_folder(config: Config, run_folder: Path) -> Path:
     """The folder that holds one folder per site."""
     if config.ledger.folder != "auto":
         return Path(config.ledger.folder)
-    if all(isinstance(hospital, PhantomHospital) for hospital in config.data.hospitals):
+    kinds = PhantomHospital | RemoteHospital
+    if all(isinstance(hospital, kinds) for hospital in config.data.hospitals):
         return run_folder / "sites"
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "secure_natfl" / "sites"
@@ -37,11 +39,13 @@ def secret(folder: Path, name: str, random: RandomBytes) -> bytes:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         drawn = random(32)
         part = file.with_suffix(".part")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(drawn)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
+        with written("secret"):
+            drawn_to = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(drawn_to, "wb") as out:
+                out.write(drawn)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(file)
     except OSError as error:
         raise RunFolderError(
             "a site's secret cannot be kept",

@@ -121,7 +121,8 @@ def test_a_step_appears_whole(folder):
 
     folder.finish("round-000", fill)
     assert folder.done("round-000")
-    assert {file.name for file in folder.step("round-000").iterdir()} == {"a", "b"}
+    assert {file.name for file in folder.step("round-000").iterdir()} == {"a", "b", "digests.json"}
+    assert folder.intact("round-000") == folder.step("round-000")
 
 
 def test_a_step_that_was_cut_short_does_not_count_and_is_made_anew(folder):
@@ -139,7 +140,8 @@ def test_a_step_that_was_cut_short_does_not_count_and_is_made_anew(folder):
     again = RunFolder(folder.path, folder.nonce, folder.seeds)
     assert not again.done("round-001")
     again.finish("round-001", lambda part: (part / "central").write_text("whole"))
-    assert [file.name for file in again.step("round-001").iterdir()] == ["central"]
+    names = {file.name for file in again.step("round-001").iterdir()}
+    assert names == {"central", "digests.json"}
     assert not again.done("round-00")
 
 
