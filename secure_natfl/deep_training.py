@@ -9,6 +9,7 @@ gradients is public.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -85,6 +86,14 @@ def trained_parameters(architecture: str, size: int, classes: int, layers: Layer
     thaw(network, _BLOCKS[layers])
     network.xray.requires_grad_(False)
     return head + sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def trained_names(network: Network, layers: Layers) -> tuple[str, ...]:
+    """The parameters of `network` that train_layers, or train_head for "head", moves."""
+    copied = copy.deepcopy(network)
+    copied.backbone = frozen(copied.backbone)
+    thaw(copied, _BLOCKS[layers])
+    return tuple(name for name, p in copied.named_parameters() if p.requires_grad)
 
 
 class _Lifted(nn.Module):

@@ -29,13 +29,21 @@ from protocols.errors import ConfigError, DataError, ModelError
 from secure_natfl.checked_gradients import UnitGradients
 from secure_natfl.flat_optimiser import FlatOptimiser, OptimiserName, place, weights_of
 from secure_natfl.models import Network
-from secure_natfl.natural_coordinates import NaturalCoordinates
-from secure_natfl.training import Examples, Naturals, Progress, augment, features_of
+from secure_natfl.natural_coordinates import natural_coordinates
+from secure_natfl.training import (
+    Examples,
+    Naturals,
+    Progress,
+    augment,
+    features_of,
+    record_losses,
+)
 from secure_natfl.unit_gradients import RecordLoss, Unit
 
 Public = Callable[[nn.Module], Tensor]
 """A scalar loss of the network on public images alone."""
 
+_ITERATIONS = 200  # of a head without noise: a hundred do
 _FARTHEST = 1.6  # found on phantoms and on tuning splits; docs/results/natimg-fl.md
 
 
@@ -154,10 +162,12 @@ def train_head(
     multi_label: bool,
     random: RandomBytes = os.urandom,
     progress: Progress | None = None,
+    features: Tensor | None = None,
 ) -> None:
     """A linear X-ray head on frozen features, trained from what it is, in place: almost free.
 
-    open_features: the natural images' features [P, d] under the same backbone. `begin(size)`
+    open_features: the natural images' features [P, d] under the same backbone; features: those of
+    the cohort's images, [n, d], where they are known. `begin(size)`
     charges and hands out the Descent for that many parameters; it is called after every check has
     passed. Training runs in `NaturalCoordinates`, so that one clip fits every backbone.
     `recipe.rate` is in clips: the learning rate is `recipe.rate` / clip norm, or lower where the
@@ -166,20 +176,50 @@ def train_head(
     """
     if network.groups != 1:
         raise ModelError(f"has {network.groups} X-ray heads", fix="train one head under DP")
-    space = NaturalCoordinates.of(open_features)
-    features = space.inputs(features_of(network.backbone, cohort.tensors[0])).float()
+    space = natural_coordinates(open_features)
+    if features is None:
+        features = features_of(network.backbone, cohort.tensors[0])
+    inputs = space.inputs(features).float()
     shape = network.features + 1, network.classes
     head = skip_init(nn.Linear, *shape, bias=False)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         head.weight.copy_(space.inward(network.xray.weight, network.xray.bias))
     shown = probe(space.inputs(open_features[:4]).float(), network.classes)
     gradients = UnitGradients(head, RecordLoss(multi_label), shown)
-    lifted = Cohort((features, *cohort.tensors[1:]), cohort.units)
+    lifted = Cohort((inputs, *cohort.tensors[1:]), cohort.units)
     descent = begin(gradients.size)
     paced = replace(recipe, rate=calm(recipe.rate, descent.plan), views=0)
     train(gradients, lifted, descent, paced, random=random, progress=progress)
     with torch.no_grad():
         weight, bias = space.outward(head.weight)
+        network.xray.weight.copy_(weight)
+        network.xray.bias.copy_(bias)
+
+
+def exact_head(
+    network: Network, open_features: Tensor, rows: Unit, ridge: float, *, multi_label: bool
+) -> None:
+    """The X-ray head that `train_head` would come to without noise or clip, in place.
+
+    Logistic regression in the same coordinates on all `rows` (features, targets, known); `ridge`
+    times the squared weights stands for a descent that ends early. For runs without noise.
+    """
+    space = natural_coordinates(open_features)
+    inputs = space.inputs(rows[0])
+    targets, known = (part.double() for part in rows[1:])
+    weights = torch.zeros(network.classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        each = record_losses(inputs @ weights.T, targets, known, multi_label=multi_label)
+        value = each.mean() + ridge * weights.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        weight, bias = space.outward(weights)
         network.xray.weight.copy_(weight)
         network.xray.bias.copy_(bias)
 

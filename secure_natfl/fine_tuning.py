@@ -24,7 +24,6 @@ from secure_natfl.training import (
     distillation_losses,
     features_of,
     fit,
-    logits_of,
     record_losses,
 )
 
@@ -59,6 +58,7 @@ class Target:
     `signal_to_noise` [heads]: root mean square of signal over that of noise in the logits, a
     public figure; infinite where there is no noise. `linear`: every head of the answers is linear
     in the central network's own features, as of sites that train a head on its public start.
+    `features` [n, d]: these of `images`, where they are known.
     """
 
     images: Tensor
@@ -67,6 +67,7 @@ class Target:
     labels: Tensor | None
     signal_to_noise: Tensor
     linear: bool = False
+    features: Tensor | None = None
 
 
 def fresh(public: Network, classes: int, generator: torch.Generator, groups: int = 1) -> Network:
@@ -140,8 +141,7 @@ def distil(
     """
     scale = (target.trust * target.logits.square()).mean().clamp_min(1e-6)
     if target.linear or float(target.signal_to_noise.min()) < 1:
-        _solve_heads(central, target)
-        off = (logits_of(central, target.images) - target.logits).square()
+        off = (_solve_heads(central, target) - target.logits).square()
         return float((target.trust * off).mean() / scale)
 
     # Heads solved for noisy answers in an earlier round are steep: training would start far off.
@@ -185,8 +185,11 @@ def solved(features: Tensor, logits: Tensor, trust: Tensor, ratio: float) -> tup
 
 
 @torch.no_grad()
-def _solve_heads(central: Network, target: Target) -> None:
-    features = features_of(central.backbone, target.images)
+def _solve_heads(central: Network, target: Target) -> Tensor:
+    """Solve for every head; what they answer then: logits [n, heads, C]."""
+    features = target.features
+    if features is None:
+        features = features_of(central.backbone, target.images)
     for head in range(central.groups):
         ratio = float(target.signal_to_noise[head])
         rows = slice(head * central.classes, (head + 1) * central.classes)
@@ -194,6 +197,7 @@ def _solve_heads(central: Network, target: Target) -> None:
             part.float()
             for part in solved(features, target.logits[:, head], target.trust[:, head], ratio)
         )
+    return central.answers(features)[0]
 
 
 def _supervision(

@@ -8,6 +8,7 @@ public images alone, the coordinates cost no privacy (docs/results/privacy-utili
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -63,3 +64,9 @@ class NaturalCoordinates:
         scaled = weights.double() @ self.turn
         weight = scaled[:, :-1] / self.scale
         return weight, scaled[:, -1] * _CONSTANT - weight @ self.mean
+
+
+@lru_cache(maxsize=4)
+def natural_coordinates(features: Tensor) -> NaturalCoordinates:
+    """`NaturalCoordinates.of`, worked out once for a tensor that does not change."""
+    return NaturalCoordinates.of(features)

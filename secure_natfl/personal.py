@@ -27,26 +27,41 @@ _FOLDS: Final = 5
 
 
 def answering(
-    own: Network, central: Network, head: int, train: Examples, patients: Sequence[str]
+    own: Network,
+    central: Network,
+    head: int,
+    train: Examples,
+    patients: Sequence[str],
+    features: Tensor | None = None,
 ) -> Network:
     """The network that a site uses: its `own`, or the mean of it and head `head` of `central`.
 
     Both are asked about the site's training images. The central model saw none of them; it enters
     where it ranks them at least as well as a head of the site's own on the central features ranks
-    patients that it did not see. Neither argument is changed. Called after `personalise`.
+    patients that it did not see. Neither network is changed. features [N, d]: the central
+    network's, of these images, where they are known. Called after `personalise`.
     """
-    if not _worth_it(central, head, train, patients):
+    if features is None:
+        features = features_of(central.backbone, train.images)
+    rows = slice(head * central.classes, (head + 1) * central.classes)
+    logits = (features @ central.xray.weight[rows].T + central.xray.bias[rows]).detach()
+    if not _worth_it(features, logits, train, patients):
         return own
-    return side_by_side(own, central, head, train)
+    return side_by_side(own, central, head, train, logits)
 
 
-def side_by_side(own: Network, central: Network, head: int, train: Examples) -> Network:
+def side_by_side(
+    own: Network, central: Network, head: int, train: Examples, theirs: Tensor | None = None
+) -> Network:
     """One network whose X-ray logits are the mean of both, the central ones moved to own scale.
 
     Scale is the spread over the images of `train` about each class's mean, one number for all
-    classes: the mean keeps the calibration of `own`. The natural head is that of `own`.
+    classes: the mean keeps the calibration of `own`. The natural head is that of `own`. `theirs`:
+    what the central head answers on these images, [N, C], where it is known.
     """
-    ours, theirs = logits_of(own, train.images)[:, 0], logits_of(central, train.images)[:, head]
+    ours = logits_of(own, train.images)[:, 0]
+    if theirs is None:
+        theirs = logits_of(central, train.images)[:, head]
     ratio = _spread(ours, train) / max(_spread(theirs, train), 1e-6)
     classes, rows = own.classes, slice(head * own.classes, (head + 1) * own.classes)
     backbone = copy.deepcopy(SideBySide([own.backbone, central.backbone]))
@@ -63,15 +78,13 @@ def side_by_side(own: Network, central: Network, head: int, train: Examples) -> 
     return joined.eval()
 
 
-def _worth_it(central: Network, head: int, train: Examples, patients: Sequence[str]) -> bool:
+def _worth_it(features: Tensor, logits: Tensor, train: Examples, patients: Sequence[str]) -> bool:
     """Whether the central head ranks no worse than one of the site's own on unseen patients.
 
-    True where a class is missing and nothing can be ranked: such a site cannot tell them apart.
+    features [N, d], logits [N, C]: the central network's, of the site's training images. True
+    where a class is missing and nothing can be ranked: such a site cannot tell them apart.
     """
     truth = Truth(train.targets.numpy(), train.known.numpy(), tuple(patients), "patient", True)
-    features = features_of(central.backbone, train.images)
-    rows = slice(head * central.classes, (head + 1) * central.classes)
-    logits = (features @ central.xray.weight[rows].T + central.xray.bias[rows]).detach()
     if not train.multi_label:
         logits = logits - logits.mean(1, keepdim=True)
     theirs = auroc_of([logits.double().numpy()], truth)

@@ -11,6 +11,7 @@ from protocols.noise_plan import NoisePlan
 from protocols.training_plan import TrainingPlan
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation
+from secure_natfl.system_tables import NatImg
 from secure_natfl.terms import Terms
 
 
@@ -36,7 +37,11 @@ def predictions(config: Config, federation: Federation, terms: Terms) -> dict[st
         ratio = plan.signal_bound[group] / plan.noise_norm[group]
         says = f"{ratio:.2f} : 1"
         if isinstance(plan, ClientPlan):
-            says += _consensus(plan, group, config.proxies.per_round, len(federation.task.classes))
+            rows, classes = config.proxies.per_round, len(federation.task.classes)
+            if not isinstance(config.system, NatImg):
+                # Of an update no consensus by rows can be predicted: its size alone is known.
+                rows, classes = next(iter(plan.mechanisms.values())).size, 2
+            says += _consensus(plan, group, rows, classes)
         found[group] = Prediction(ratio, says)
     return found
 

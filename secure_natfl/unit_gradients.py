@@ -46,6 +46,7 @@ A fresh vector for each unit would cost a large network as much time as the grad
 """
 
 _IMAGES = 16  # at once in hooks: enough to fill the machine, and a bound on memory
+_ROWS = 256  # at once in the closed form, whose rows are features
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,31 @@ def outer(network: nn.Module, loss: Loss, units: Iterable[Unit]) -> Iterator[Ten
             "has no closed-form gradient", where=type(network).__name__, fix='use the path "loop"'
         )
     names = tuple(trainable(network))
-    for unit in units:
-        inputs, targets, known = unit
-        with torch.no_grad():
-            residuals = _residuals(network(inputs), targets, known, loss.multi_label)
-            residuals = residuals / max(1, len(inputs))
-            parts = {"weight": residuals.T @ inputs, "bias": residuals.sum(0)}
-            yield torch.cat([parts[name].reshape(-1) for name in names])
+    for chunk in _chunks(units, _ROWS):
+        yield from _outer(network, names, chunk, loss.multi_label)
+
+
+@torch.no_grad()
+def _outer(
+    network: nn.Linear, names: Sequence[str], chunk: Sequence[Unit], multi_label: bool
+) -> Tensor:
+    """Gradients [U, size] of the units of a chunk, with no sum over more than one row's values.
+
+    How a matrix product is rounded may depend on its other rows. Products and sums of each row by
+    itself do not, and a unit's rows are added up one by one.
+    """
+    inputs, targets, known = _joined(chunk)
+    logits = (inputs.unsqueeze(1) * network.weight).sum(-1)
+    if network.bias is not None:
+        logits = logits + network.bias
+    counts = torch.tensor([len(unit[0]) for unit in chunk])
+    unit = torch.arange(len(chunk)).repeat_interleave(counts)
+    residuals = _residuals(logits, targets, known, multi_label) / counts[unit].unsqueeze(1)
+    rows = {"weight": residuals.unsqueeze(2) * inputs.unsqueeze(1), "bias": residuals}
+    found = [rows[name].flatten(1) for name in names]
+    return torch.cat(
+        [part.new_zeros(len(chunk), part.shape[1]).index_add_(0, unit, part) for part in found], 1
+    )
 
 
 PATHS: Final[Mapping[str, Path]] = {"loop": loop, "hooks": hooks, "outer": outer}
@@ -203,12 +222,12 @@ def _backward(losses: Tensor) -> None:
         losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
 
 
-def _chunks(units: Iterable[Unit]) -> Iterator[list[Unit]]:
-    """Units in order, together of at most 16 rows unless one alone has more."""
+def _chunks(units: Iterable[Unit], most: int = _IMAGES) -> Iterator[list[Unit]]:
+    """Units in order, together of at most `most` rows unless one alone has more."""
     chunk: list[Unit] = []
     rows = 0
     for unit in units:
-        if chunk and rows + len(unit[0]) > _IMAGES:
+        if chunk and rows + len(unit[0]) > most:
             yield chunk
             chunk, rows = [], 0
         chunk.append(unit)
@@ -254,6 +273,8 @@ class _Flat:
 def _residuals(logits: Tensor, targets: Tensor, known: Tensor, multi_label: bool) -> Tensor:
     """Derivative of `record_losses` by the logits; zero where nothing is known."""
     if multi_label:
-        return (logits.sigmoid() - targets) * known / known.sum(-1, keepdim=True).clamp_min(1)
+        # A sigmoid is rounded by where in the batch it stands; a softmax over two is not.
+        probable = torch.stack([logits, torch.zeros_like(logits)], -1).softmax(-1)[..., 0]
+        return (probable - targets) * known / known.sum(-1, keepdim=True).clamp_min(1)
     told = targets * known
     return logits.softmax(-1) * told.sum(-1, keepdim=True) - told

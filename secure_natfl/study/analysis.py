@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from protocols.chain import digest
 from secure_natfl.report.model import Interval
 from secure_natfl.study.folder import StudyFolder
-from secure_natfl.study.grid import Cell, Plan, Setting
+from secure_natfl.study.grid import COMPARISONS, Cell, Plan, Setting
 from secure_natfl.study.predictions import Floats, OutOfFold, gathered
 from secure_natfl.study.scores import Difference, curve, difference, interval, resamples
 from secure_natfl.study.subgroups import Subgroups
 
 _FEDERATED = ("central", "personalised")
+_CONTROLS = ("noise_proxies", "in_domain_proxies")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Analysis:
         self._weights: dict[str, Floats] = {}
         self._curves: dict[tuple[str, ...], Floats | None] = {}
         self.seeds = {
-            setting: [s for s in plan.study.seeds if all(map(folder.done, self._cells(setting, s)))]
+            setting: [s for s in setting.seeds if all(map(folder.done, self._cells(setting, s)))]
             for setting in plan.settings
         }
 
@@ -84,8 +85,12 @@ class Analysis:
         return [setting for setting, seeds in self.seeds.items() if seeds]
 
     def hospitals(self, setting: Setting) -> list[str]:
-        """All hospitals, in the configuration's order."""
+        """All hospitals that take part, in the configuration's order."""
         return [hospital.name for hospital in setting.config.data.hospitals]
+
+    def predicted(self, setting: Setting) -> list[str]:
+        """These, and the hospitals that were left out."""
+        return [*self.hospitals(setting), *(one.name for one in setting.newcomers)]
 
     def models(self, setting: Setting, hospital: str) -> list[str]:
         """The models that were predicted with."""
@@ -94,21 +99,21 @@ class Analysis:
     def scores(self) -> Iterator[Score]:
         """Every model's figures: over all seeds, seed by seed, and site by site."""
         for setting in self.settings:
-            for hospital in self.hospitals(setting):
+            for hospital in self.predicted(setting):
                 for model in self.models(setting, hospital):
                     yield from self._scores(setting, hospital, model)
 
     def tests(self) -> Iterator[Test]:
         """What is compared with what was fixed beforehand; see `comparisons`."""
         for setting in self.settings:
-            for hospital in self.hospitals(setting):
+            for hospital in self.predicted(setting):
                 yield from self._within(setting, hospital)
                 yield from self._between(setting, hospital)
 
     def gaps(self) -> Iterator[Gap]:
         """Gaps between subgroups, where the study names columns and the data has them."""
         for setting in self.settings:
-            for hospital in self.hospitals(setting):
+            for hospital in self.predicted(setting):
                 for model in self.models(setting, hospital):
                     yield from self._gaps(setting, hospital, model)
 
@@ -148,17 +153,35 @@ class Analysis:
         }
         if len(references) == 2:
             references["max(local_only, pooled)"] = np.maximum(*references.values())
+        if "local_only" in known and hospital not in self.hospitals(setting):
+            references["best local model"] = self._best_local(setting, hospital)
+        references |= {model: known[model] for model in _CONTROLS if model in known}
         for model in _FEDERATED:
             for name, reference in references.items() if model in known else ():
                 if model == "central" or name == "local_only":
                     says = f"{model} − {name}"
                     yield from self._test(setting, hospital, says, known[model], reference)
 
+    def _best_local(self, setting: Setting, hospital: str) -> Floats:
+        """The best of all sites' own models at a hospital that took no part: curve [1 + B].
+
+        It is picked anew in each resample, to its advantage.
+        """
+        one = self._of(setting, self.seeds[setting][0])[hospital]
+        found = []
+        for number in range(len(one.sites["local_only"])):
+            each = [
+                self._curve(setting, seed, hospital, "local_only", number)
+                for seed in self.seeds[setting]
+            ]
+            found.append(np.mean([c for c in each if c is not None], axis=0))
+        return np.asarray(np.max(found, axis=0))
+
     def _between(self, setting: Setting, hospital: str) -> Iterator[Test]:
         """Against the first arm at the same point, on the seeds that both have."""
         first = next(iter(self.plan.study.arms))
         fits = [s for s in self.settings if s.arm == first and s.point == setting.point]
-        if setting.arm == first or not fits or hospital not in self.hospitals(fits[0]):
+        if setting.arm == first or not fits or hospital not in self.predicted(fits[0]):
             return
         seeds = [seed for seed in self.seeds[setting] if seed in self.seeds[fits[0]]]
         one, two = (self._of(s, self.seeds[s][0])[hospital].truth.keys for s in (setting, fits[0]))
@@ -216,7 +239,7 @@ class Analysis:
         subgroup: tuple[str, str] = ("", ""),
         rows: NDArray[np.bool_] | None = None,
     ) -> Floats | None:
-        kind = "federation" if model in _FEDERATED else "comparison"
+        kind = "comparison" if model in COMPARISONS else "federation"
         ids = [cell.id for cell in self._cells(setting, seed) if cell.kind == kind]
         key = (*ids, hospital, model, str(site), *subgroup)
         if key not in self._curves:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from protocols.errors import NatflError
+from protocols.chain import canonical, digest
+from protocols.errors import DataError, NatflError
 from secure_natfl import baselines
+from secure_natfl.config import Config
+from secure_natfl.config import Run as RunTable
 from secure_natfl.evaluation import TestPart, hospital_tests, predict
 from secure_natfl.federation import Federation, build
 from secure_natfl.models import Network
 from secure_natfl.progress import Stages
 from secure_natfl.results import Results, State, head_of
 from secure_natfl.run import Run
-from secure_natfl.run_folder import RunFolder
+from secure_natfl.run_folder import RunFolder, load_network, save_network
 from secure_natfl.seeds import Seeds
-from secure_natfl.setup import public_networks
+from secure_natfl.setup import public_networks, speaking_inputs
 from secure_natfl.site_state import secret
 from secure_natfl.study.file import Model
 from secure_natfl.study.folder import Record, StudyFolder
-from secure_natfl.study.grid import Cell
+from secure_natfl.study.grid import Cell, without_federation
 from secure_natfl.study.preflight import simulated
 from secure_natfl.systems.natimg_fl import NatImgFL, Released
 
@@ -41,25 +45,88 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to play, the models that its study asks for, and where."""
+    """A cell to play, and where."""
 
     cell: Cell
-    models: tuple[Model, ...]
     folder: StudyFolder
 
 
 class StudyRun(Run):
-    """A run whose sites train no personal models where no study asks for them."""
+    """A run that leaves out what its study does not ask for, and shares what cells have in common.
 
-    personal = True
+    Images and public networks are read once per process and fold. Where nothing that the server
+    returns enters personal training (`downward` is off), a site's own network is trained once per
+    fold and seed, whatever the noise.
+    """
+
+    job: Job
+
+    @property
+    def personal(self) -> bool:
+        """Whether personal models are asked for."""
+        return "personalised" in self.job.cell.models
+
+    def _federation(self, sites: Path) -> Federation:
+        del sites
+        return start_of(self.config, self.job.folder)[0]
+
+    def _networks(self, federation: Federation) -> dict[str, Network]:
+        del federation
+        return start_of(self.config, self.job.folder)[1]
+
+    def _curve(self, system: NatImgFL, state: State) -> dict[str, dict[str, float | None]]:
+        state.answering = self._answering(system, state)
+        return {}
+
+    def _answering(self, system: NatImgFL, state: State) -> dict[str, Network]:
+        return super()._answering(system, state) if self.personal else state.personal
 
     def _personalise(
         self, number: int, system: NatImgFL, state: State, released: Released
     ) -> dict[str, float]:
-        return super()._personalise(number, system, state, released) if self.personal else {}
+        if not self.personal:
+            return {}
+        if system.options.downward != "off":
+            return super()._personalise(number, system, state, released)
+        key = digest(canonical([_alone(self.config).identity, number]))[:20]
+        files = {name: self.job.folder.shared / f"{key}-{name}" for name in state.personal}
+        if all(file.exists() for file in files.values()):
+            for name, file in files.items():
+                load_network(state.personal[name], file)
+                state.personal[name].eval()
+            return {}
+        losses = super()._personalise(number, system, state, released)
+        for name, file in files.items():
+            part = file.with_name(f"{file.name}.{self.job.cell.id}")
+            save_network(state.personal[name], part)
+            part.replace(file)
+        return losses
 
-    def _answering(self, system: NatImgFL, state: State) -> dict[str, Network]:
-        return super()._answering(system, state) if self.personal else state.personal
+
+@lru_cache(maxsize=6)
+def _start(text: str, folder: StudyFolder) -> tuple[Federation, dict[str, Network]]:
+    config = Config.model_validate_json(text)
+    federation = build(config, folder.hospital_key)
+    return federation, public_networks(config, federation, Stages(Console(quiet=True)))
+
+
+def start_of(config: Config, folder: StudyFolder) -> tuple[Federation, dict[str, Network]]:
+    """The images and public networks of a cell: read once per process for each of its folds."""
+    same = without_federation(config)
+    system = same.natimg.model_copy(update={"local_epochs": 1})
+    return _start(
+        same.model_copy(update={"system": system, "run": RunTable()}).model_dump_json(), folder
+    )
+
+
+def _alone(config: Config) -> Config:
+    """Of a configuration what a site's own training depends on where nothing comes back to it."""
+    same, system = without_federation(config), config.natimg
+    weights = {
+        "natural_weight": system.natural_weight,
+        "alignment_weight": system.alignment_weight,
+    }
+    return same.model_copy(update={"system": same.natimg.model_copy(update=weights)})
 
 
 def play(job: Job) -> str:
@@ -110,36 +177,99 @@ def _federation(job: Job) -> tuple[Arrays, Record]:
         _keep_key(Path(ledger.folder) / table.name, job.folder.hospital_key(table.name))
     opened = RunFolder.open(work, config, text, resume=(work / "run.json").exists())
     run = StudyRun(config, opened, Console(quiet=True))
-    run.personal = "personalised" in job.models
+    run.job = job
     results = run.play()
+    central = {"central": results.state.central, **_controls(job, results)}
+    tests = hospital_tests(results.federation)
     arrays: Arrays = {}
-    for hospital, part in hospital_tests(results.federation).items():
+    for hospital, part in (tests | newcomers_of(job, results.federation)).items():
         arrays |= _truth(hospital, part)
-        if "central" in job.models:
-            found = predict(results.state.central, part, head_of(results.system, hospital))
-            arrays[f"{hospital}:central"] = found[None].astype(np.float32)
+        for name, network in central.items():
+            if name in job.cell.models:
+                found = _central(network, part, heads_of(results.system, hospital, job))
+                arrays[f"{hospital}:{name}"] = found[None].astype(np.float32)
         if run.personal:
-            arrays |= _by_site(hospital, "personalised", results.state.answering, part, results)
+            sites = _sites(results.federation, hospital)
+            arrays |= _by_site(hospital, "personalised", results.state.answering, part, sites)
     return arrays, _costs(results)
+
+
+def _controls(job: Job, results: Results) -> dict[str, Network]:
+    """Central models of the same federation that is asked about other images."""
+    makers = {
+        "noise_proxies": baselines.noise_proxies,
+        "in_domain_proxies": baselines.in_domain_proxies,
+    }
+    asked = {name: make for name, make in makers.items() if name in job.cell.models}
+    if not asked:
+        return {}
+    config, system = job.cell.config, results.system
+    seeds = Seeds.of_study(int(config.run.seed))
+    public, stages = results.networks, Stages(Console(quiet=True))
+    speaking = speaking_inputs(config, results.federation, public, results.folder, seeds, stages)
+    network = public[config.models.central]
+    return {
+        name: make(config, system, results.terms, speaking, network, seeds)
+        for name, make in asked.items()
+    }
+
+
+def newcomers_of(job: Job, federation: Federation) -> dict[str, TestPart]:
+    """Hospital that takes no part → its images of the fold that is held back."""
+    if not job.cell.newcomers:
+        return {}
+    config = job.cell.config
+    data = config.data.model_copy(update={"hospitals": list(job.cell.newcomers)})
+    found, _ = start_of(config.model_copy(update={"data": data}), job.folder)
+    if found.task.classes != federation.task.classes:
+        raise DataError(
+            f"the hospitals left out tell apart {', '.join(found.task.classes)}",
+            why=f"those that take part tell apart {', '.join(federation.task.classes)}",
+            fix="leave out hospitals of the same classes",
+        )
+    return hospital_tests(found)
+
+
+def heads_of(system: NatImgFL, hospital: str, job: Job) -> list[int]:
+    """The heads that answer for a hospital: its group's, or all where its group took no part."""
+    groups = {one.name: one.group for one in job.cell.newcomers}
+    if hospital not in groups:
+        return [head_of(system, hospital)]
+    if groups[hospital] in system.heads:
+        return [system.heads.index(groups[hospital])]
+    return list(range(len(system.heads)))
+
+
+def _central(network: Network, part: TestPart, heads: Sequence[int]) -> NDArray[np.float64]:
+    """Probabilities [n, C]: of one head, or the mean of several."""
+    found = [predict(network, part, head) for head in heads]
+    return np.asarray(np.mean(found, axis=0))
+
+
+def _sites(federation: Federation, hospital: str) -> list[str]:
+    """Whose own networks are asked about a hospital: its sites', or everybody's if it has none."""
+    sites = federation.hospitals.get(hospital, federation.sites)
+    return [site.name for site in sites]
 
 
 def _comparison(job: Job) -> tuple[Arrays, Record]:
     config = job.cell.config
-    federation = build(config, job.folder.hospital_key)
+    federation, networks = start_of(config, job.folder)
     seeds = Seeds.of_study(int(config.run.seed))
-    networks = public_networks(config, federation, Stages(Console(quiet=True)))
     local, pooled = {}, None
-    if "local_only" in job.models:
+    if "local_only" in job.cell.models:
         for site in federation.sites:
             public = networks[site.architecture]
             local[site.name] = baselines.local_only(config, federation, site, public, seeds)
-    if "pooled" in job.models:
+    if "pooled" in job.cell.models:
         pooled = baselines.pooled(config, federation, networks[config.models.central], seeds)
+    tests = hospital_tests(federation)
     arrays: Arrays = {}
-    for hospital, part in hospital_tests(federation).items():
+    for hospital, part in (tests | newcomers_of(job, federation)).items():
         arrays |= _truth(hospital, part)
         if local:
-            arrays |= _by_site(hospital, "local_only", local, part, federation)
+            sites = _sites(federation, hospital)
+            arrays |= _by_site(hospital, "local_only", local, part, sites)
         if pooled is not None:
             arrays[f"{hospital}:pooled"] = predict(pooled, part)[None].astype(np.float32)
     return arrays, {}
@@ -164,15 +294,13 @@ def _by_site(
     model: Model,
     networks: dict[str, Network],
     part: TestPart,
-    of: Results | Federation,
+    sites: Sequence[str],
 ) -> Arrays:
-    """What each site's own network says of the hospital's fold: [sites, n, C]."""
-    federation = of.federation if isinstance(of, Results) else of
-    names = [site.name for site in federation.hospitals[hospital]]
-    found = np.stack([predict(networks[name], part) for name in names])
+    """What each of these sites' own network says of the hospital's fold: [sites, n, C]."""
+    found = np.stack([predict(networks[name], part) for name in sites])
     return {
         f"{hospital}:{model}": found.astype(np.float32),
-        f"{hospital}:{model}:sites": np.array(names),
+        f"{hospital}:{model}:sites": np.array(sites),
     }
 
 

@@ -127,10 +127,12 @@ def _play(
             soft_wrap=True,
         )
 
-    models, labels = tuple(plan.study.models), plan.labels()
-    jobs = [Job(cell, models, folder) for cell in missing]
+    labels = plan.labels()
+    jobs = [Job(cell, folder) for cell in missing]
     played = play_all(jobs, estimate.seconds, budget, report)
     shutil.rmtree(folder.path / "work", ignore_errors=True)
+    if not played.failed and not played.left:
+        shutil.rmtree(folder.shared, ignore_errors=True)
     return played
 
 

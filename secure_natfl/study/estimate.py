@@ -12,17 +12,17 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from secure_natfl.config import Config, DpSgd, NoNoise
+from secure_natfl.config import Config, DpSgd, NoNoise, speaks_by_head
 from secure_natfl.federation import Federation
 from secure_natfl.models import Network, build_backbone
 from secure_natfl.study.folder import StudyFolder
 from secure_natfl.study.grid import Cell, Plan
 
 _BATCH, _STEPS = 32, 3
-_START, _LOAD = 3.0, 2e-3
-"""Seconds of a cell for itself, and per image for reading, checking and scoring it."""
+_START, _LOAD = 1.5, 2e-4
+"""Seconds of a cell for itself, and per image for scoring it; images are read once per process."""
 
-_HEADS, _DESCENT = 2.0, 2.0
+_HEADS, _DESCENT = 1.0, 0.5
 """Seconds of a site's round for shard heads, and for one head trained under noise, about."""
 
 
@@ -38,7 +38,7 @@ class Estimate:
         self._plan, self._federations, self._folder = plan, federations, folder
         self._shape: dict[str, str] = {}
         for number, setting in enumerate(plan.settings):
-            for seed in plan.study.seeds:
+            for seed in setting.seeds:
                 for cell in plan.of(setting, seed):
                     self._shape.setdefault(cell.id, f"{cell.kind} {number}")
         self._taken: dict[str, list[float]] = defaultdict(list)
@@ -48,9 +48,23 @@ class Estimate:
         found: dict[str, float] = {}
         for cell in self._plan.cells():
             if cell.id in self._federations:
-                seconds = _seconds(cell, self._federations[cell.id], self._plan.study.models)
+                seconds = _seconds(cell, self._federations[cell.id], self._sharing(cell))
                 found.setdefault(self._shape[cell.id], seconds)
         return found
+
+    def _sharing(self, cell: Cell) -> int:
+        """How many settings use the same personal training; 1 where it depends on the others."""
+        if cell.config.natimg.downward != "off":
+            return 1
+        alike = [
+            setting
+            for setting in self._plan.settings
+            if "personalised" in setting.models
+            and setting.config.natimg.downward == "off"
+            and setting.config.data.hospitals == cell.config.data.hospitals
+            and _sides(setting.config) == _sides(cell.config)
+        ]
+        return max(1, len(alike))
 
     def learn(self, cell: Cell) -> None:
         """Take a finished cell into account."""
@@ -74,24 +88,31 @@ class Estimate:
         return sum(self.seconds(cell) for cell in cells)
 
 
-def _seconds(cell: Cell, federation: Federation, models: Sequence[str]) -> float:
-    config, sites = cell.config, federation.sites
+def _seconds(cell: Cell, federation: Federation, sharing: int) -> float:
+    config, sites, models = cell.config, federation.sites, cell.models
     images = sum(len(site.train) + len(site.test) for site in sites)
     total = _START + _LOAD * (images + len(federation.naturals.labels))
-    epochs = config.system.rounds * config.system.local_epochs
+    epochs = config.system.rounds * config.natimg.local_epochs
     central = _rate(config.models.central, config.data.size)
     train = {site.name: len(site.train) for site in sites}
     alone = sum(train[s.name] / _rate(s.architecture, config.data.size) for s in sites)
     if cell.kind == "comparison":
         total += epochs * alone if "local_only" in models else 0
         return total + (epochs * sum(train.values()) / central if "pooled" in models else 0)
-    # Every round learns from all proxies asked so far; private images go beside public ones.
-    passes = config.proxies.per_round * config.system.rounds * (config.system.rounds + 1) / 2
-    total += config.system.distill_epochs * passes / central
+    if not speaks_by_head(config.privacy):
+        # Every round learns from all proxies asked so far.
+        passes = config.proxies.per_round * config.system.rounds * (config.system.rounds + 1) / 2
+        total += config.natimg.distill_epochs * passes / central
     if "personalised" in models:
-        total += 2 * epochs * alone
+        total += _sides(config) * epochs * alone / sharing
     deep = sum(train.values()) / central
     return total + config.system.rounds * _speaking(config, len(sites), 2 * epochs * alone, deep)
+
+
+def _sides(config: Config) -> int:
+    """2 where public images go beside private ones in a site's own training."""
+    system = config.natimg
+    return 2 if system.natural_weight or system.downward != "off" else 1
 
 
 def _speaking(config: Config, sites: int, network: float, deep: float) -> float:
@@ -103,11 +124,13 @@ def _speaking(config: Config, sites: int, network: float, deep: float) -> float:
         if config.privacy.layers != "head":
             return deep * steps * config.privacy.rate
         return _DESCENT * sites * steps / 60
+    if speaks_by_head(config.privacy):
+        return sites * _DESCENT
     if isinstance(config.privacy, NoNoise) and config.privacy.speaking == "network":
         return network
     if config.privacy.mechanism == "client-gaussian":
         return network
-    return _HEADS * sites * config.system.head_steps / 60
+    return _HEADS * sites * config.natimg.head_steps / 60
 
 
 @lru_cache

@@ -32,7 +32,8 @@ def over_epsilon(scores: Sequence[Score], model: str) -> Plate | None:
     chosen = [s for s in scores if s.seed is None and not s.site and s.auroc is not None]
     mine = [s for s in chosen if s.model == model and math.isfinite(s.setting.epsilon)]
     hospitals = list(dict.fromkeys(s.hospital for s in mine))
-    if len({s.setting.epsilon for s in mine}) < 2:
+    values = {(line_of(s.setting), s.setting.epsilon) for s in mine}
+    if len(values) == len({line for line, _ in values}):
         return None
     lines = list(dict.fromkeys(line_of(s.setting) for s in mine))
     lowest = axis_start(s.auroc.low for s in chosen if s.auroc is not None)

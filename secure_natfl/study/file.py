@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from protocols.errors import ConfigError
 from secure_natfl.config import Name, Section
@@ -20,7 +20,14 @@ from secure_natfl.toml_config import presets
 Changes = dict[str, Any]
 """Configuration key ("privacy.epsilon") → value."""
 
-Model = Literal["central", "personalised", "local_only", "pooled"]
+Model = Literal[
+    "central", "personalised", "local_only", "pooled", "noise_proxies", "in_domain_proxies"
+]
+USUAL: tuple[Model, ...] = ("central", "personalised", "local_only", "pooled")
+
+MODELS, SEEDS, LEFT_OUT = "study.models", "study.seeds", "study.left_out"
+"""What an arm may state beside the configuration: models and seeds of its own, and hospitals that
+take no part and are predicted all the same."""
 
 _OWN = {
     "run.seed": "seeds",
@@ -52,11 +59,12 @@ class StudyFile(Section):
     """Axis → its values; every combination is a grid point. An ε of "inf" takes the noise away."""
     arms: dict[Name, Changes] = Field(default_factory=_one_arm, min_length=1)
     """Named sets of changes; the first is what the others are compared with. An arm that sets the
-    key of an axis stands at that one value of it."""
+    key of an axis stands at that one value of it. Of the study itself an arm may set
+    "study.models", "study.seeds" (some of `seeds`) and "study.left_out" (hospitals)."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
     """Values of run.seed: every cell can be repeated, and is not private."""
     folds: Annotated[int, Field(ge=2)] = 5
-    models: list[Model] = Field(default_factory=lambda: list(get_args(Model)), min_length=1)
+    models: list[Model] = Field(default_factory=lambda: list(USUAL), min_length=1)
     """Whose predictions are compared; what none of them needs is not trained."""
     subgroups: list[str] = Field(default_factory=list)
     """Columns of npz packs by which the gap between subgroups is measured."""
@@ -82,6 +90,26 @@ class StudyFile(Section):
             if key in _OWN:
                 raise ValueError(f"{key} is set by the study itself, through {_OWN[key]}")
         return given
+
+    @field_validator("arms")
+    @classmethod
+    def _of_the_study(cls, given: dict[str, Changes]) -> dict[str, Changes]:
+        for arm, changes in given.items():
+            for key in (MODELS, SEEDS, LEFT_OUT):
+                value = changes.get(key, ["?"])
+                if not isinstance(value, list) or not value:
+                    raise ValueError(f"{key} of the arm {arm} is a list of at least one")
+            unknown = set(changes.get(MODELS, [])) - set(get_args(Model))
+            if unknown:
+                raise ValueError(f"{MODELS} of the arm {arm}: no model {', '.join(unknown)}")
+        return given
+
+    @model_validator(mode="after")
+    def _known_seeds(self) -> Self:
+        for arm, changes in self.arms.items():
+            if not set(self.seeds).issuperset(changes.get(SEEDS, [])):
+                raise ValueError(f"{SEEDS} of the arm {arm}: take some of {self.seeds}")
+        return self
 
     @field_validator("budget")
     @classmethod

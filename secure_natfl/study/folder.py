@@ -53,6 +53,7 @@ class StudyFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 write(identity, json.dumps(stated, indent=2).encode())
             (path / "cells").mkdir(exist_ok=True)
+            (path / "shared").mkdir(exist_ok=True)
             named = study.ledger != "auto"
             ledgers = Path(study.ledger).resolve() if named else path / "ledgers"
             _own(ledgers, stated["owner"])
@@ -88,6 +89,11 @@ class StudyFolder:
         """The secret under which all cells hash a hospital's patient ids."""
         owner = (self.ledgers / "owner").read_bytes()
         return hashlib.sha256(owner + hospital.encode()).digest()
+
+    @property
+    def shared(self) -> Path:
+        """Networks that many cells have in common; taken away when a study ends."""
+        return self.path / "shared"
 
     def work(self, cell: Cell) -> Path:
         """Where the cell's run keeps its steps until it is finished."""

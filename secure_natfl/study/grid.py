@@ -12,13 +12,17 @@ from typing import Any, Literal
 
 from protocols.chain import canonical, digest
 from protocols.errors import ConfigError
-from secure_natfl.config import Config, NatImg, NoNoise, Plain
-from secure_natfl.study.file import Changes, StudyFile
+from secure_natfl.config import Config, Hospital, Ledger, NoNoise, Plain
+from secure_natfl.study.file import LEFT_OUT, MODELS, SEEDS, Changes, Model, StudyFile
+from secure_natfl.system_tables import NatImg
 from secure_natfl.toml_config import Table, parse, put, read
 
 EPSILON, MECHANISM = "privacy.epsilon", "privacy.mechanism"
+_HOSPITALS = "data.hospitals."
 _KINDS = ("system.kind", "aggregation.kind", MECHANISM)
-_COMPARISONS = {"local_only", "pooled"}
+COMPARISONS = {"local_only", "pooled"}
+_SILENT = {"shard-teachers": "shards", "dp-sgd": "head"}
+"""Mechanism → what speaks without its noise."""
 
 Point = tuple[tuple[str, str], ...]
 """(axis, value as text) of a grid point, in the order of the file."""
@@ -26,11 +30,17 @@ Point = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One arm at one grid point. `config` has neither seed nor fold yet."""
+    """One arm at one grid point. `config` has neither seed nor fold yet.
+
+    newcomers: hospitals that take no part, whose images its models are asked about nevertheless.
+    """
 
     arm: str
     point: Point
     config: Config
+    models: tuple[Model, ...]
+    seeds: tuple[int, ...]
+    newcomers: tuple[Hospital, ...]
 
     @property
     def label(self) -> str:
@@ -50,16 +60,20 @@ class Cell:
     """One training with one fold held back; equal configurations are one cell.
 
     "federation" plays the run; "comparison" trains the local-only and pooled networks, which
-    depend on neither noise nor encryption and so are shared by many settings.
+    depend on neither noise nor encryption and so are shared by many settings. models: those of
+    this kind that are asked for; newcomers: as of the setting.
     """
 
     kind: Literal["federation", "comparison"]
     config: Config
+    models: tuple[Model, ...]
+    newcomers: tuple[Hospital, ...] = ()
 
     @cached_property
     def id(self) -> str:
         """Names the cell's files: a digest of everything that can change its predictions."""
-        return digest(canonical([self.kind, self.config.identity]))[:20]
+        asked = [sorted(self.models), [one.model_dump(mode="json") for one in self.newcomers]]
+        return digest(canonical([self.kind, self.config.identity, *asked]))[:20]
 
 
 @dataclass(frozen=True)
@@ -70,16 +84,20 @@ class Plan:
     settings: tuple[Setting, ...]
 
     def federation(self, setting: Setting, seed: int, fold: int) -> Cell | None:
-        """The cell of central and personalised models; None where neither is asked for."""
-        if _COMPARISONS.issuperset(self.study.models):
+        """The cell of the models that come of the federation; None where none is asked for."""
+        models = tuple(m for m in setting.models if m not in COMPARISONS)
+        if not models:
             return None
-        return Cell("federation", _at(setting.config, self.study, seed, fold))
+        config = _at(setting.config, self.study, seed, fold)
+        return Cell("federation", config, models, setting.newcomers)
 
     def comparison(self, setting: Setting, seed: int, fold: int) -> Cell | None:
         """The cell of the comparisons; None where none is asked for."""
-        if _COMPARISONS.isdisjoint(self.study.models):
+        models = tuple(m for m in setting.models if m in COMPARISONS)
+        if not models:
             return None
-        return Cell("comparison", _at(_without_federation(setting.config), self.study, seed, fold))
+        config = _at(without_federation(setting.config), self.study, seed, fold)
+        return Cell("comparison", config, models, setting.newcomers)
 
     def of(self, setting: Setting, seed: int) -> list[Cell]:
         """All cells of a setting under one seed."""
@@ -92,7 +110,7 @@ class Plan:
     def labels(self) -> dict[str, str]:
         """Cell id → the first setting that asks for it, its seed and its fold, for people."""
         found: dict[str, str] = {}
-        for seed, setting in itertools.product(self.study.seeds, self.settings):
+        for seed, setting in self._played():
             for cell in self.of(setting, seed):
                 what = setting.label if cell.kind == "federation" else "comparisons"
                 fold = cell.config.data.fold + 1
@@ -101,9 +119,12 @@ class Plan:
 
     def cells(self) -> list[Cell]:
         """All cells once: every setting's first seed, whole, before any second seed."""
-        pairs = itertools.product(self.study.seeds, self.settings)
-        ordered = (cell for seed, setting in pairs for cell in self.of(setting, seed))
+        ordered = (cell for seed, setting in self._played() for cell in self.of(setting, seed))
         return list({cell.id: cell for cell in ordered}.values())
+
+    def _played(self) -> Iterator[tuple[int, Setting]]:
+        pairs = itertools.product(self.study.seeds, self.settings)
+        return ((seed, setting) for seed, setting in pairs if seed in setting.seeds)
 
 
 def plan_of(study: StudyFile) -> Plan:
@@ -123,8 +144,26 @@ def _settings(study: StudyFile, base: Table) -> Iterator[Setting]:
             if (arm, point) in seen:
                 continue
             seen.add((arm, point))
-            setting = Setting(arm, point, _configured(study, base, at | changes, arm, point))
-            yield setting
+            yield _setting(study, base, at | changes, arm, point)
+
+
+def _setting(study: StudyFile, base: Table, changes: Changes, arm: str, point: Point) -> Setting:
+    changes = dict(changes)
+    models = tuple(changes.pop(MODELS, study.models))
+    seeds = tuple(changes.pop(SEEDS, study.seeds))
+    left_out = changes.pop(LEFT_OUT, [])
+    config = _configured(study, base, changes, arm, point)
+    inside = [one for one in config.data.hospitals if one.name not in left_out]
+    newcomers = tuple(one for one in config.data.hospitals if one.name in left_out)
+    if len(newcomers) < len(left_out) or not inside:
+        raise ConfigError(
+            f"{LEFT_OUT} = {left_out}",
+            where=f"study {study.name}, arm {arm}",
+            fix=f"name some of {', '.join(one.name for one in config.data.hospitals)}",
+        )
+    data = config.data.model_copy(update={"hospitals": inside})
+    config = config.model_copy(update={"data": data})
+    return Setting(arm, point, config, models, seeds, newcomers)
 
 
 def _configured(study: StudyFile, base: Table, changes: Changes, arm: str, point: Point) -> Config:
@@ -145,22 +184,35 @@ def _configured(study: StudyFile, base: Table, changes: Changes, arm: str, point
 def apply(table: Table, changes: Changes) -> None:
     """Put `changes` into a configuration's table; an ε of "inf" takes the mechanism's noise away.
 
-    Without noise the same shard teachers speak where there were some, else a network.
+    Without noise the same shard teachers or heads speak where there were some, else a network.
     """
     changes = dict(changes)
     silent = EPSILON in changes and spelt(changes[EPSILON]) == "inf"
     if silent:
         del changes[EPSILON]
     for key in sorted(changes, key=lambda key: key not in _KINDS):
-        put(table, key, deepcopy(changes[key]))
+        if key.startswith(_HOSPITALS):
+            _put_hospital(table, key, deepcopy(changes[key]))
+        else:
+            put(table, key, deepcopy(changes[key]))
     if not silent:
         return
     usual = Config.model_fields["privacy"].get_default().mechanism
     mechanism = table.get("privacy", {}).get("mechanism", usual)
     if mechanism != "none":
         put(table, MECHANISM, "none")
-        speaking = "shards" if mechanism == "shard-teachers" else "network"
-        table["privacy"].setdefault("speaking", speaking)
+        table["privacy"].setdefault("speaking", _SILENT.get(mechanism, "network"))
+
+
+def _put_hospital(table: Table, key: str, value: Any) -> None:
+    """`data.hospitals.NAME.KEY`: of one hospital alone; another name adds a hospital."""
+    name, _, inner = key.removeprefix(_HOSPITALS).partition(".")
+    hospitals = table.setdefault("data", {}).setdefault("hospitals", [])
+    found = next((one for one in hospitals if one.get("name") == name), None)
+    if found is None:
+        found = {"name": name}
+        hospitals.append(found)
+    put(found, inner, value)
 
 
 def named(axis: str) -> str:
@@ -184,9 +236,10 @@ def _at(config: Config, study: StudyFile, seed: int, fold: int) -> Config:
     return config.model_copy(update={"run": run, "data": data, "speed": speed})
 
 
-def _without_federation(config: Config) -> Config:
+def without_federation(config: Config) -> Config:
     """Of a configuration only what the comparisons depend on."""
-    system = NatImg(rounds=config.system.rounds, local_epochs=config.system.local_epochs)
+    system = NatImg(rounds=config.system.rounds, local_epochs=config.natimg.local_epochs)
     proxies = config.proxies.model_copy(update={"per_round": 1})
     changes = {"system": system, "proxies": proxies, "aggregation": Plain(kind="plain")}
+    changes["ledger"] = Ledger()
     return config.model_copy(update=changes | {"privacy": NoNoise(mechanism="none")})

@@ -17,7 +17,7 @@ from secure_natfl.report.render import pages
 from secure_natfl.study import figures
 from secure_natfl.study.advice import MARGIN, Advice, Worst
 from secure_natfl.study.analysis import Gap, Score, Test
-from secure_natfl.study.grid import Plan, Setting
+from secure_natfl.study.grid import COMPARISONS, Plan, Setting
 from secure_natfl.study.preflight import simulated
 from secure_natfl.study.price import Price
 from secure_natfl.study.scores import RESAMPLES
@@ -63,7 +63,8 @@ def study_html(found: Findings, attacks: dict[str, float]) -> str:
             ],
             fronts=_fronts(found, attacks),
             by_hospital=_by_hospital(overall),
-            comparisons=("local_only", "pooled"),
+            label=_label,
+            left_out=any(setting.newcomers for setting in found.plan.settings),
             tests=found.tests,
             margin=MARGIN,
             resamples=RESAMPLES,
@@ -142,13 +143,22 @@ def _fronts(found: Findings, attacks: dict[str, float]) -> list[Plate]:
     return [figures.pareto(f"front-{k}", name, spell, s) for k, name, spell, s in spots if s]
 
 
+def _label(score: Score) -> str:
+    """What a line of the results is of."""
+    if any(score.hospital == one.name for one in score.setting.newcomers):
+        return f"{score.setting.label}: took no part"
+    if score.model in COMPARISONS:
+        return "All settings that train alike"
+    return score.setting.label
+
+
 def _by_hospital(scores: Sequence[Score]) -> dict[str, list[Score]]:
     """The comparisons of several settings are one line where they are one training."""
     found: dict[str, list[Score]] = {}
     seen = set()
     for score in scores:
         same = (score.hospital, score.model, score.auroc, score.n)
-        if score.model in ("local_only", "pooled") and repr(same) in seen:
+        if score.model in COMPARISONS and repr(same) in seen:
             continue
         seen.add(repr(same))
         found.setdefault(score.hospital, []).append(score)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secure_natfl.study.file import Model
 from secure_natfl.study.folder import StudyFolder
 from secure_natfl.study.grid import Cell
 
@@ -90,7 +91,7 @@ def _joined(
         "patient" if first[f"{hospital}:patients"] else "image",
     )
     models, sites = {}, {}
-    for model in ("central", "personalised", "local_only", "pooled"):
+    for model in get_args(Model):
         if f"{hospital}:{model}" in first:
             models[model] = column(model, axis=1)[:, order].astype(np.float64)
             names = first.get(f"{hospital}:{model}:sites")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 
 from protocols.chain import canonical, digest
 from protocols.errors import ConfigError, DataError, NatflError
-from secure_natfl.config import Config, PhantomHospital
+from secure_natfl.config import Config, Hospital, PhantomHospital
 from secure_natfl.data.records import Records
 from secure_natfl.federation import Federation, assemble, cut, gather, halves
 from secure_natfl.seeds import Seeds
@@ -29,7 +30,7 @@ def check_plan(plan: Plan) -> dict[str, Federation]:
     found: dict[str, Federation] = {}
     for setting in plan.settings:
         try:
-            for cell in plan.of(setting, plan.study.seeds[0])[: _kinds(plan)]:
+            for cell in _first_of_each_kind(plan.of(setting, setting.seeds[0])):
                 found[cell.id] = _federation(cell, built)
                 if cell.kind == "federation":
                     _check_terms(cell.config, found[cell.id])
@@ -44,9 +45,11 @@ def simulated(config: Config) -> bool:
     return all(isinstance(hospital, PhantomHospital) for hospital in config.data.hospitals)
 
 
-def _kinds(plan: Plan) -> int:
-    """How many kinds of cell the study has."""
-    return len({cell.kind for cell in plan.of(plan.settings[0], plan.study.seeds[0])})
+def _first_of_each_kind(cells: Iterable[Cell]) -> list[Cell]:
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        found.setdefault(cell.kind, cell)
+    return list(found.values())
 
 
 def _federation(cell: Cell, built: dict[str, Federation]) -> Federation:
@@ -54,22 +57,22 @@ def _federation(cell: Cell, built: dict[str, Federation]) -> Federation:
     config = cell.config
     check_architectures(config)
     stated = [config.data.model_dump(mode="json"), config.proxies.model_dump(mode="json")]
-    key = digest(canonical([*stated, config.system.rounds]))
+    key = digest(canonical([*stated, config.system.rounds, config.uses_proxies]))
     if key not in built:
         _check_groups(config)
         hospitals, naturals = gather(config, lambda _: os.urandom(32))
         for records, table in zip(hospitals, config.data.hospitals, strict=True):
-            check_folds(records, table.sites, config)
+            check_folds(records, table, config)
         built[key] = assemble(config, hospitals, naturals)
     return built[key]
 
 
-def check_folds(records: Records, sites: int, config: Config) -> None:
+def check_folds(records: Records, table: Hospital, config: Config) -> None:
     """DataError for fewer patients than folds at a site, or a fold in which one class is missing.
 
     A hospital that has one class alone may take part; its AUROC is not defined in any fold.
     """
-    parts = cut(records, sites, config.data)
+    parts = cut(records, table, config.data)
     for part in parts:
         if part.patient_count < config.data.folds:
             raise DataError(

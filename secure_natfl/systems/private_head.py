@@ -10,7 +10,8 @@ sites, and a student on another one would lose most of what a head under noise c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -19,13 +20,13 @@ from protocols.dp_sgd import Descent
 from protocols.errors import PrivacyError
 from secure_natfl.config import DpSgd
 from secure_natfl.deep_training import Layers, train_layers
-from secure_natfl.dp_training import Cohort, Recipe, train_head
+from secure_natfl.dp_training import Cohort, Recipe, exact_head, train_head
 from secure_natfl.federation import Site
 from secure_natfl.fine_tuning import solved
 from secure_natfl.heads import Knowledge
 from secure_natfl.models import Network
 from secure_natfl.systems.betas import Answer
-from secure_natfl.training import answers_of
+from secure_natfl.training import features_of
 
 Begin = Callable[[int], Descent]
 """Charges for a training of so many parameters, and hands out its noisy steps."""
@@ -39,6 +40,15 @@ class PrivateHead:
     recipe: Recipe
     multi_label: bool
     layers: Layers = "head"
+    ridge: float = 0.0
+    """Above 0: a head without noise, shrunk by so much."""
+
+    @classmethod
+    def exact_of(cls, site: Site) -> PrivateHead:
+        """The head of a run without noise, shrunk as the usual noisy descent is by its end."""
+        table = DpSgd()
+        length = table.steps * table.learning_rate / table.gradient_clip
+        return replace(cls.of(site, table), ridge=1 / (2 * length))
 
     @classmethod
     def of(cls, site: Site, table: DpSgd) -> PrivateHead:
@@ -63,13 +73,24 @@ class PrivateHead:
         returned: Knowledge | None,
         begin: Begin | None,
         random: RandomBytes,
+        features: torch.Tensor | None = None,
     ) -> None:
         """Train the head of `network`, and the `layers` below it, in place.
 
         The head starts from what the server returned, which costs nothing, or from zero.
         open_features: those of the natural images `naturals`, [P, d], as the network gives them; so
-        are those of `returned`. `random` draws a unit's images of each step.
+        are those of `returned`. `random` draws a unit's images of each step. features: of the
+        cohort's images, where the network stays as it is and they are known.
         """
+        if self.ridge:
+            rows = (
+                features_of(network.backbone, self.cohort.tensors[0])
+                if features is None
+                else features,
+                *self.cohort.tensors[1:],
+            )
+            exact_head(network, open_features, rows, self.ridge, multi_label=self.multi_label)
+            return
         if begin is None:
             raise PrivacyError(
                 "a head that is to be trained under noise, and no charge for it",
@@ -78,7 +99,14 @@ class PrivateHead:
         _start(network, returned)
         shared = self.cohort, begin, self.recipe
         if self.layers == "head":
-            train_head(network, open_features, *shared, multi_label=self.multi_label, random=random)
+            train_head(
+                network,
+                open_features,
+                *shared,
+                multi_label=self.multi_label,
+                random=random,
+                features=features,
+            )
         else:
             train_layers(
                 network,
@@ -91,6 +119,16 @@ class PrivateHead:
             )
 
 
+@lru_cache(maxsize=64)
+def frozen_features(network: Network, images: torch.Tensor) -> torch.Tensor:
+    """Features [n, d] of a site's images under a public network that nobody trains further.
+
+    Kept, since every round and every personal choice asks for them again. Neither argument may
+    change afterwards.
+    """
+    return features_of(network.backbone, images)
+
+
 @torch.no_grad()
 def _start(network: Network, returned: Knowledge | None) -> None:
     weight, bias = torch.zeros_like(network.xray.weight), torch.zeros_like(network.xray.bias)
@@ -101,11 +139,12 @@ def _start(network: Network, returned: Knowledge | None) -> None:
     network.xray.bias.copy_(bias)
 
 
-def private_answer(network: Network, images: torch.Tensor, *, multi_label: bool) -> Answer:
-    """What a privately trained network says of natural images [n, 1, H, W], as one teacher.
+@torch.no_grad()
+def head_answer(network: Network, features: torch.Tensor, *, multi_label: bool) -> Answer:
+    """What a network says of images given as its own features [n, d], as one teacher.
 
     It has no label counts to share: those would be private, and no noise covers them.
     """
-    xray, natural = answers_of(network, images)
+    xray, natural = network.answers(features)
     shares = torch.full((1, network.classes), torch.nan)
     return Answer(xray[:, 0].unsqueeze(0), natural.unsqueeze(0), shares, multi_label)

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class PublicBackbone:
     trunk: nn.Linear
     natural: nn.Linear
 
-    @property
+    @cached_property
     def raw(self) -> Tensor:
         """The natural images' features [P, d] as the network gives them."""
         return self.features * self.deviation + self.mean

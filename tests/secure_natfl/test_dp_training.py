@@ -19,6 +19,7 @@ from secure_natfl.checked_gradients import UnitGradients
 from secure_natfl.dp_training import (
     Cohort,
     Recipe,
+    exact_head,
     natural_loss,
     thaw,
     train,
@@ -26,8 +27,9 @@ from secure_natfl.dp_training import (
 )
 from secure_natfl.flat_optimiser import FlatOptimiser
 from secure_natfl.models import Network
+from secure_natfl.natural_coordinates import NaturalCoordinates
 from secure_natfl.surgery import fitted, trainable
-from secure_natfl.training import Examples, Naturals, features_of, logits_of
+from secure_natfl.training import Examples, Naturals, features_of, logits_of, record_losses
 from secure_natfl.unit_gradients import RecordLoss, loop
 
 CLASSES, SIDE = 2, 16
@@ -406,6 +408,24 @@ def test_a_linear_head_learns_under_noise(pay):
     assert right > 0.8
     for before, after in zip(frozen, made.backbone.parameters(), strict=True):
         assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_head_without_noise_is_where_the_shrunk_loss_is_least(multi_label):
+    made, ridge = network(), 1e-3
+    public = features_of(made.backbone, naturals(40).images)
+    features = features_of(made.backbone, draw(60, 1, SIDE, SIDE, seed=21))
+    targets = one_hot(torch.arange(60) % CLASSES, CLASSES).float()
+    known = torch.ones_like(targets)
+    known[::7] = 0
+    exact_head(made, public, (features, targets, known), ridge, multi_label=multi_label)
+    space = NaturalCoordinates.of(public)
+    weights = space.inward(made.xray.weight, made.xray.bias).detach().requires_grad_()
+    logits = space.inputs(features) @ weights.T
+    each = record_losses(logits, targets.double(), known.double(), multi_label=multi_label)
+    (slope,) = torch.autograd.grad(each.mean() + ridge * weights.square().sum(), weights)
+    assert slope.norm() < 1e-4
+    assert weights.norm() > 0.1
 
 
 def test_recipes_that_make_no_sense_are_refused():

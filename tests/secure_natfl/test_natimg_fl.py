@@ -400,6 +400,28 @@ def test_a_fine_tuned_network_can_speak_where_no_noise_is_asked(world, tiny):
     assert world.speaking_of(site, with_shards).shards.features.shape[0] == 5
 
 
+def test_the_central_model_answers_as_the_mean_of_the_sites_heads(world, tiny):
+    """Linear heads on one public network carry over, from known features as from images."""
+    config = tiny("privacy.mechanism=none", "privacy.speaking=head", "system.beta=uniform")
+    system = world.system(config)
+    speaking = {site.name: world.speaking_of(site, config) for site in world.sites}
+    backbone = next(iter(speaking.values())).backbone
+    answers = {n: system.speak(s, world.rows, 0, None).xray[0] for n, s in speaking.items()}
+    mean = torch.stack(list(answers.values())).mean(0)
+    mean = mean - mean.mean(-1, keepdim=True)
+    released = Released(world.rows, {"all": mean}, {"all": torch.ones(40)}, {"all": math.inf})
+    found = []
+    for known in (False, True):
+        if known:
+            system.recall(backbone)
+        central = fresh(backbone.network, 2, world.seeds.torch("central"))
+        system.absorb(central, released, 0)
+        found.append(system.returned(central, world.rows, "all").logits)
+        images = world.federation.naturals.images[world.rows]
+        torch.testing.assert_close(answers_of(central, images)[0][:, 0], mean, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
+
+
 # Two lineages
 
 

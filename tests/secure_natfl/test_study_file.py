@@ -24,6 +24,13 @@ data.size = 32
 privacy.mechanism = "shard-teachers"
 """
 
+LATE = """
+[set.data.hospitals.late]
+kind = "phantom"
+hospital = "county"
+architectures = ["test_resnet"]
+"""
+
 
 @pytest.fixture
 def study(tmp_path):
@@ -84,7 +91,7 @@ def test_an_epsilon_of_inf_takes_only_the_noise_away(study):
     assert (silent.mechanism, silent.speaking, silent.shards) == ("none", "shards", 7)
     assert silent.clip == settings["shards, ε = 4"].clip
     assert settings["heads, ε = 4"].mechanism == "dp-sgd"
-    assert settings["heads, ε = ∞"].speaking == "network"
+    assert settings["heads, ε = ∞"].speaking == "head"
 
 
 def test_equal_configurations_are_one_cell(study):
@@ -101,6 +108,25 @@ def test_an_arm_that_sets_an_axis_stands_at_one_value_of_it(study):
     assert labels == ["a, ε = 1", "exact, ε = ∞", "a, ε = 2"]
 
 
+def test_an_arm_has_models_seeds_and_hospitals_of_its_own(study):
+    text = LATE + "[arms.a]\n[arms.b]\nstudy.seeds = [1]\nstudy.models = ['central']\n"
+    text += "data.hospitals.children.sites = 4\nstudy.left_out = ['late']\n"
+    plan = plan_of(study(text))
+    whole, part = plan.settings
+    assert (part.models, part.seeds) == (("central",), (1,))
+    assert [h.name for h in whole.config.data.hospitals] == ["children", "late"]
+    assert [(h.name, h.sites) for h in part.config.data.hospitals] == [("children", 4)]
+    assert [h.name for h in part.newcomers] == ["late"]
+    assert len(plan.cells()) == 2 * 2 * 3 + 3
+    assert {c.config.run.seed for c in plan.cells() if c.newcomers} == {1}
+
+
+def test_cells_of_other_models_are_other_cells(study):
+    text = "[arms.a]\nstudy.models = ['central']\n[arms.b]\nstudy.models = ['personalised']\n"
+    plan = plan_of(study(text))
+    assert len({plan.federation(setting, 0, 0).id for setting in plan.settings}) == 2
+
+
 def test_base_path_starts_at_the_study_file(tmp_path, study):
     (tmp_path / "own.toml").write_text('[models]\ncentral = "test_resnet"\n[data]\n')
     found = study("", 'name = "x"\nbase = "own.toml"\n')
@@ -112,6 +138,13 @@ def test_base_path_starts_at_the_study_file(tmp_path, study):
     [
         ("sedes = [1]", ("unknown key", "seeds")),
         ("budget = '3 days'", ("budget", "8h")),
+        ("[arms.a]\nstudy.models = ['centrl']", ("study.models", "centrl")),
+        ("[arms.a]\nstudy.seeds = [7]", ("study.seeds", "[0, 1]")),
+        ("[arms.a]\nstudy.left_out = ['nowhere']", ("study.left_out", "children")),
+        (
+            "[arms.a]\nstudy.left_out = ['children']",
+            ("study.left_out", "children"),
+        ),
         ("[arms.a]\nrun.seed = 3", ("run.seed", "seeds")),
         ("[grid]\nledger.folder = ['x']", ("ledger.folder", "ledger")),
         ("[arms.a]\nsystem.betta = 'natural'", ("impossible cell", "arm a", "beta")),
@@ -161,7 +194,7 @@ def test_a_hospital_of_one_class_may_take_part():
         "patient",
         "positives",
     )
-    check_folds(records, 1, config)
+    check_folds(records, config.data.hospitals[0].model_copy(update={"sites": 1}), config)
 
 
 def test_group_under_its_floor(pack):

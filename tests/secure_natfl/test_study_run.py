@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -73,7 +74,7 @@ def whole(study: StudyFile, out: Path) -> Path:
     """Every cell played here, one after the other; then the tables."""
     folder = StudyFolder.open(out, study, "", resume=False)
     for cell in plan_of(study).cells():
-        assert play(Job(cell, tuple(study.models), folder)) == ""
+        assert play(Job(cell, folder)) == ""
     assert conduct(study, Wish(out, "natfl study", resume=True), quiet()) is not None
     return out
 
@@ -148,11 +149,41 @@ def test_a_failed_cell_is_named_and_the_rest_is_played(tiny, monkeypatch):
     first, second = plan.cells()
     # A file where the cell's own files must go: its disk refuses.
     (folder.path / "cells" / f"{first.id}.part").mkdir()
-    faults = {cell.id: play(Job(cell, ("local_only",), folder)) for cell in (first, second)}
+    faults = {cell.id: play(Job(cell, folder)) for cell in (first, second)}
     assert "Error" in faults[first.id]
     assert faults[second.id] == ""
     assert not folder.done(first)
     assert folder.done(second)
+
+
+def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted(tiny):
+    """Where nothing comes back to a site's own network, ε cannot matter to it."""
+    study = tiny('"central", "personalised", "local_only", "noise_proxies"', "2.0, 8.0")
+    common = study.common | {"system.downward": "off", "privacy.mechanism": "dp-sgd"}
+    del common["privacy.shards"]
+    common["data.hospitals"] = [
+        *common["data.hospitals"],
+        {"name": "late", "kind": "phantom", "hospital": "county", "images": 40}
+        | {"architectures": ["test_efficientnet"]},
+    ]
+    arms = {"system": {"study.left_out": ["late"]}}
+    study = study.model_copy(update={"common": common, "arms": arms})
+    plan = plan_of(study)
+    folder = StudyFolder.open(Path("out"), study, "", resume=False)
+    one, two = (plan.federation(setting, 0, 0) for setting in plan.settings)
+    assert play(Job(one, folder)) == ""
+    kept = {file: file.stat().st_mtime_ns for file in folder.shared.iterdir()}
+    assert len(kept) == 3
+    assert play(Job(two, folder)) == ""
+    assert {file: file.stat().st_mtime_ns for file in folder.shared.iterdir()} == kept
+    assert play(Job(plan.comparison(plan.settings[0], 0, 0), folder)) == ""
+    first, second = folder.arrays(one), folder.arrays(two)
+    assert first["late:central"].shape == first["late:noise_proxies"].shape == (1, 20, 2)
+    assert first["late:personalised"].shape == (3, 20, 2)
+    assert not np.array_equal(first["children:central"], second["children:central"])
+    alone = folder.arrays(plan.comparison(plan.settings[0], 0, 0))
+    assert np.array_equal(alone["late:keys"], first["late:keys"])
+    assert list(alone["late:local_only:sites"]) == ["children-1", "children-2", "children-3"]
 
 
 def test_a_budget_that_holds_nothing_plays_nothing(tiny):
@@ -161,6 +192,7 @@ def test_a_budget_that_holds_nothing_plays_nothing(tiny):
     assert page is not None
     assert "No setting has all its folds yet." in page.read_text(encoding="utf-8")
     assert Path("out/results.csv").read_text() == ""
+    assert "<table" not in page.read_text(encoding="utf-8")
 
 
 def test_a_dry_run_writes_nothing(tiny, tmp_path):

@@ -291,6 +291,35 @@ def test_in_the_loop_not_even_rounding_depends_on_other_units():
         assert torch.equal(gradient, next(loop(network, SINGLE, [unit])))
 
 
+def some_rows(counts, width, multi_label, seed=3):
+    """Units of so many rows each, as features."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def one(rows):
+        targets = (torch.rand(rows, CLASSES, generator=generator) < 0.5).float()
+        known = (torch.rand(rows, CLASSES, generator=generator) < 0.7).float()
+        if not multi_label:
+            targets = one_hot(targets.argmax(-1), CLASSES).float()
+        return torch.randn(rows, width, generator=generator), targets, known
+
+    return [one(rows) for rows in counts]
+
+
+@pytest.mark.parametrize("width", [7, 385])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_in_the_closed_form_not_even_rounding_depends_on_other_units(width, multi_label):
+    loss, head = RecordLoss(multi_label), nn.Linear(width, CLASSES)
+    some = some_rows([1, 3, 0, 2, 4, 1] * 60, width, multi_label)
+    together = list(outer(head, loss, some))
+    assert len(together) == len(some)
+    order = torch.randperm(len(some), generator=torch.Generator().manual_seed(1)).tolist()
+    turned = list(outer(head, loss, [some[i] for i in order]))
+    for place, i in enumerate(order):
+        assert torch.equal(turned[place], together[i])
+    for i in (0, 1, 2, 4, 259, len(some) - 1):
+        assert torch.equal(next(outer(head, loss, [some[i]])), together[i])
+
+
 @pytest.mark.parametrize("path", ["loop", "hooks"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_one_bad_image_spoils_its_own_gradient_only(path, value):
@@ -323,18 +352,9 @@ def test_hooks_leave_nothing_behind():
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_the_closed_form_of_logistic_regression(multi_label):
-    generator = torch.Generator().manual_seed(3)
     loss = RecordLoss(multi_label)
     head = nn.Linear(7, CLASSES)
-
-    def one(rows):
-        targets = (torch.rand(rows, CLASSES, generator=generator) < 0.5).float()
-        known = (torch.rand(rows, CLASSES, generator=generator) < 0.7).float()
-        if not multi_label:
-            targets = one_hot(targets.argmax(-1), CLASSES).float()
-        return torch.randn(rows, 7, generator=generator), targets, known
-
-    probe = [one(rows) for rows in (1, 4, 0, 2)]
+    probe = some_rows([1, 4, 0, 2], 7, multi_label)
     check_path("outer", outer, head, loss, probe)
     assert "outer" not in pick(head, loss, probe)[1]
     for frozen in (head.weight, head.bias):
