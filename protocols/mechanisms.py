@@ -21,6 +21,7 @@ from protocols.release import (
     RELEASED_BITS,
     Bounded,
     ClippedSum,
+    FurtherOutput,
     Mechanism,
     Paid,
     Released,
@@ -31,6 +32,7 @@ from protocols.sampler import DISTANCE, discrete_gaussian
 
 __all__ = [
     "Bounded",
+    "FurtherOutput",
     "Mechanism",
     "NoNoise",
     "Paid",

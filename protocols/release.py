@@ -308,9 +308,7 @@ class TrainedOutput(_Outputs):
 
         What is not a number counts as 0: to stop here instead would tell of what was learned.
         """
-        whole = np.nan_to_num(outputs[0], nan=0.0, posinf=self.span, neginf=-self.span)
-        values: Integers = self.grid.quantise(np.clip(whole, -self.span, self.span))
-        return values
+        return _within(outputs, self.span, self.grid)
 
     def begin(self, ledger: Ledger, key: ReleaseKey, random: RandomBytes) -> Paid:
         """First step, at the site: charge `key` durably, then hand out the noisy steps.
@@ -349,6 +347,77 @@ class TrainedOutput(_Outputs):
     def statement(self) -> str:
         """What one training guarantees."""
         return self.training.statement()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherOutput(_Outputs):
+    """A further vector from a training that was charged, and has sent its first one: it is free.
+
+    What is computed from a model that was trained under noise, and from public figures, costs
+    nothing more (post-processing); the ledger still has a line for it, at no cost, and keeps the
+    integers. training, span, size, bits: as of TrainedOutput.
+    """
+
+    training: DpSgd
+    span: float
+
+    def __post_init__(self) -> None:
+        TrainedOutput(training=self.training, span=self.span, size=self.size, bits=self.bits)
+
+    @property
+    def name(self) -> str:
+        """`post-processing`."""
+        return "post-processing"
+
+    @property
+    def shards(self) -> int:
+        """One model speaks."""
+        return 1
+
+    @property
+    def step(self) -> float:
+        """Real units per grid step."""
+        return self.span / self.limit
+
+    def total(self, outputs: Floats) -> Integers:
+        """As of TrainedOutput."""
+        return _within(outputs, self.span, self.grid)
+
+    def release(
+        self, outputs: Floats, layout: Layout, ledger: Ledger, key: ReleaseKey, after: ReleaseKey
+    ) -> Released:
+        """At the site: store what the model trained under `after` says further, and hand it out.
+
+        outputs: [1, size] in real units. LedgerError unless integers are stored for `after`: then
+        its training was run to its end and has been paid for.
+        """
+        self._check_planned(outputs, 1, layout)
+        if ledger.stored(after) is None or key.session != after.session or key.round <= after.round:
+            raise LedgerError(
+                f"{key} is to follow a training that has sent nothing",
+                where=str(after),
+                why="only what a finished training has sent first makes more of it free",
+                fix="play the phases of a round in their order",
+            )
+        ledger.charge(key, self.event())
+        values = self.total(outputs)
+        ledger.store(key, values)
+        return Released(values, layout, key, _SEAL)
+
+    def event(self) -> Event:
+        """No cost, under the relation of the training."""
+        return Event(self.name, self.training.event().relation, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def statement(self) -> str:
+        """That it is covered by the training."""
+        return "Computed from a model trained under noise: covered by what that training cost."
+
+
+def _within(outputs: Floats, span: float, grid: Grid) -> Integers:
+    """One output [1, size] on the grid, each value brought within the span; no number counts 0."""
+    whole = np.nan_to_num(outputs[0], nan=0.0, posinf=span, neginf=-span)
+    values: Integers = grid.quantise(np.clip(whole, -span, span))
+    return values
 
 
 def largest_integer(bits: int) -> int:

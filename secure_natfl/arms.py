@@ -41,7 +41,7 @@ def train_arms(
             heads = len(system.heads) if arm == "noise_proxies" else 1
             restored = seeds.torch("restored")
             network = fresh(public, len(federation.task.classes), restored, heads)
-            load_network(network, folder.step(name) / _FILE)
+            load_network(network, folder.intact(name) / _FILE)
             return network.eval()
         label = baselines.LABELS[arm][0].lower()
         with stages.stage("Baselines", f"{label} {site}".strip()) as progress:

@@ -120,7 +120,7 @@ def plain_mean(
     distil(
         student,
         target,
-        config.system.natural_weight,
+        config.natimg.natural_weight,
         Schedule(_distillation_epochs(config), config.models.batch, CENTRAL_RATE),
         generator,
         progress,
@@ -139,11 +139,41 @@ def noise_proxies(
     progress: Progress | None = None,
 ) -> Network:
     """A central model of the same federation, asked about as many images of noise."""
-    size, asked = config.data.size, config.proxies.per_round
-    count = asked * config.system.rounds
+    size, count = config.data.size, config.proxies.per_round * config.system.rounds
     pixels = noise_images(count, size, np.random.default_rng(seeds.integer("noise images")))
     images = torch.from_numpy(to_float(pixels.images, size))
-    everything = np.arange(count, dtype=np.int64)
+    return asked_about(images, config, system, terms, speaking, public, seeds, progress)
+
+
+def in_domain_proxies(
+    config: Config,
+    system: NatImgFL,
+    terms: Terms,
+    speaking: Mapping[str, Speaking],
+    public: Network,
+    seeds: Seeds,
+    progress: Progress | None = None,
+) -> Network:
+    """The same, asked about the sites' own training images in turn: what no federation may do."""
+    count = config.proxies.per_round * config.system.rounds
+    everything = joined([site.train for site in system.federation.sites]).images
+    order = np.random.default_rng(seeds.integer("in domain")).permutation(len(everything))
+    images = everything[np.resize(order, count)]
+    return asked_about(images, config, system, terms, speaking, public, seeds, progress)
+
+
+def asked_about(
+    images: torch.Tensor,
+    config: Config,
+    system: NatImgFL,
+    terms: Terms,
+    speaking: Mapping[str, Speaking],
+    public: Network,
+    seeds: Seeds,
+    progress: Progress | None = None,
+) -> Network:
+    """A central model of the same federation, asked about other `images`, one for each proxy."""
+    everything = np.arange(len(images), dtype=np.int64)
     answers = {}
     for name, one in speaking.items():
         with _uncharged(terms, name, seeds) as begin:
@@ -203,9 +233,9 @@ def _simulated_sum(
 
 
 def _epochs(config: Config) -> int:
-    return config.system.rounds * config.system.local_epochs
+    return config.system.rounds * config.natimg.local_epochs
 
 
 def _distillation_epochs(config: Config) -> int:
     """As many passes as the central model makes over rounds that grow by equal parts."""
-    return math.ceil(config.system.distill_epochs * (config.system.rounds + 1) / 2)
+    return math.ceil(config.natimg.distill_epochs * (config.system.rounds + 1) / 2)

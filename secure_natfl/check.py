@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -19,11 +20,16 @@ from protocols.promises import PROMISES, Parties
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, Site, build
 from secure_natfl.models import Network, build_backbone
+from secure_natfl.plain_models import parameter_count
 from secure_natfl.prediction import gradient_noise, predictions
+from secure_natfl.schedule import Schedule
 from secure_natfl.seeds import Seeds
 from secure_natfl.setup import check_architectures
 from secure_natfl.site_state import open_ledger, secret, state_folder
+from secure_natfl.summed_terms import agree_sums
+from secure_natfl.system_tables import NatImg
 from secure_natfl.systems.natimg_fl import NatImgFL
+from secure_natfl.systems.summed import make_system
 from secure_natfl.terms import Terms, agree
 
 Epsilon = float | Literal["inf"]
@@ -94,23 +100,20 @@ class Check(BaseModel):
     """Who would have to pool what they know to read a single contribution."""
     relied_on: str
     ledgers: str
+    notes: tuple[str, ...] = ()
 
 
 def check(config: Config) -> Check:
     """Load the data, agree on the terms, count. Raises what a run would raise, spends nothing."""
-    check_architectures(config)
     sites = state_folder(config, Path())
-    throwaway = Seeds.of_study(0)
+    if isinstance(config.system, NatImg):
+        check_architectures(config)
     federation = build(config, lambda name: _key(sites, name))
-    system = NatImgFL(config, federation, throwaway)
-    layout = system.layout(config.proxies.per_round)
-    groups = {site.name: system.group_of(site) for site in federation.sites}
-    terms = agree(config, federation, layout, system.weights(), groups)
-    parameters = _parameters(config, federation)
+    ahead = _ahead(config, federation)
+    terms, parameters = ahead.schedule.agreed[0].terms, ahead.parameters
     noise = terms.noise_plan
-    logits = 4 * config.proxies.per_round * len(federation.task.classes)
     promise, members = PROMISES[config.mode], _parties(config, terms)
-    bodies = promise.upload(members, layout.size)
+    bodies = [b for one in ahead.schedule.agreed for b in promise.upload(members, one.layout.size)]
     upload = sum(bodies) + _SIGNATURE_AND_HEADER * len(bodies)
     return Check(
         name=config.run.name,
@@ -122,11 +125,10 @@ def check(config: Config) -> Check:
         epsilon_isolated=noise.epsilon_isolated if noise else "inf",
         delta=noise.delta_total if noise else 0.0,
         rounds=config.system.rounds,
-        proxies_per_round=config.proxies.per_round,
-        proxies_left_over=len(federation.natural_records)
-        - config.system.rounds * config.proxies.per_round,
+        proxies_per_round=ahead.asked,
+        proxies_left_over=len(federation.pool or ()) - config.system.rounds * ahead.asked,
         upload_bytes=upload,
-        fp32_bytes=logits,
+        fp32_bytes=ahead.fp32_bytes,
         memory_mib=_memory(federation, parameters),
         disk_mib=_disk(config, federation, parameters, upload),
         cores=os.cpu_count() or 1,
@@ -136,6 +138,37 @@ def check(config: Config) -> Check:
         hidden_unless=promise.hidden_unless,
         relied_on=promise.trust,
         ledgers="the run folder" if sites == Path() / "sites" else str(sites),
+        notes=federation.notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """What a system asks for. asked: images per round; fp32_bytes: of what is sent per round."""
+
+    schedule: Schedule
+    parameters: dict[str, int]
+    asked: int
+    fp32_bytes: int
+
+
+def _ahead(config: Config, federation: Federation) -> _Ahead:
+    throwaway = Seeds.of_study(0)
+    if not isinstance(config.system, NatImg):
+        summed = make_system(config, federation, throwaway)
+        agreed = agree_sums(config, federation, summed)
+        sizes = {s.architecture: parameter_count(summed.answering(s)) for s in federation.sites}
+        asked = sum(len(summed.asked(0, one.name)) for one in agreed.agreed)
+        return _Ahead(agreed, sizes, asked, 4 * sum(one.layout.size for one in agreed.agreed))
+    system = NatImgFL(config, federation, throwaway)
+    layout = system.layout(config.proxies.per_round)
+    groups = {site.name: system.group_of(site) for site in federation.sites}
+    terms = agree(config, federation, layout, system.weights(), groups)
+    return _Ahead(
+        Schedule.single(terms, layout, config.system.rounds),
+        _parameters(config, federation),
+        config.proxies.per_round,
+        4 * config.proxies.per_round * len(federation.task.classes),
     )
 
 
@@ -178,7 +211,8 @@ def _sites(
         mechanism = terms.mechanisms[site.name]
         spent = terms.noise_plan.spending(site.name) if terms.noise_plan else None
         with _ledger(config, sites / site.name, site) as ledger:
-            ledger.require(mechanism.event(), config.system.rounds)
+            trained = isinstance(mechanism, TrainedOutput)
+            ledger.require(mechanism.event(), config.system.rounds if trained else config.openings)
             before = _spelled(ledger.spent().epsilon)
         group = next(name for name, members in terms.groups.items() if site.name in members)
         found.append(
@@ -234,7 +268,7 @@ def _spelled(epsilon: float) -> Epsilon:
 
 def _memory(federation: Federation, parameters: dict[str, int]) -> int:
     """Interpreter and libraries, all images as floats, every network with its optimiser."""
-    images = len(federation.natural_records) + sum(
+    images = len(federation.pool or ()) + sum(
         len(site.train) + len(site.test) for site in federation.sites
     )
     side = federation.naturals.images.shape[-1]
@@ -245,7 +279,7 @@ def _memory(federation: Federation, parameters: dict[str, int]) -> int:
 def _disk(config: Config, federation: Federation, parameters: dict[str, int], upload: int) -> int:
     """Checkpoints of every round and baseline, and the transcript."""
     networks = sum(parameters[s.architecture] for s in federation.sites)
-    networks += parameters[config.models.central]
+    networks += parameters.get(config.models.central, 0)
     checkpoints = 4 * networks * (config.system.rounds + 1)
     transcript = 3 * upload * len(federation.sites) * config.system.rounds
     return math.ceil((checkpoints + transcript) / 2**20)

@@ -71,10 +71,13 @@ def _lines(found: Check) -> list[str]:
         f"A single contribution is read only if {found.hidden_unless}; one relies on "
         f"{found.relied_on}.",
         f"Wire: {data_size(found.upload_bytes)} up per site and round, "
-        f"{found.upload_bytes / found.fp32_bytes:.2f} × the same logits as fp32.",
+        f"{found.upload_bytes / found.fp32_bytes:.2f} × the same numbers as fp32.",
         f"Proxies: {number(found.proxies_per_round)} asked per round, none twice; "
-        f"{number(found.proxies_left_over)} left over.",
+        f"{number(found.proxies_left_over)} left over."
+        if found.proxies_per_round
+        else "Proxies: none are asked.",
         f"Central model: {found.central}. Ledgers: {found.ledgers}.",
         f"Machine: about {number(found.memory_mib)} MiB of memory and {number(found.disk_mib)} MiB "
         f"of disk; {found.cores} cores here.",
+        *found.notes,
     ]

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from protocols.chain import canonical, digest
+from protocols.errors import ConfigError
 from protocols.messages import Mode
 from protocols.policy import RESERVED, holder_name
+from secure_natfl.system_tables import NatImg, System
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[FiniteFloat, Field(gt=0, lt=1)]
@@ -34,17 +36,39 @@ class _Hospital(Section):
     name: Name
     group: Name = "all"
     """Hospitals that agree share a group: one aggregate and one head of the central model each."""
+    task: Name = "main"
+    """Hospitals of one task have the same classes; others may tell other things apart."""
     sites: Positive = 1
     """More than 1 splits the hospital into patient-disjoint *simulated* sites."""
+    partition: Literal["random", "dirichlet", "pathological", "quantity"] = "random"
+    """How: alike; classes unevenly; a few classes each; or sizes unevenly."""
+    concentration: Annotated[FiniteFloat, Field(gt=0)] = 0.5
+    """Of "dirichlet" and "quantity": the smaller, the less sites are like one another."""
+    classes_per_site: Positive = 2
+    """Of "pathological": how many classes a site has."""
     architectures: Annotated[list[str], Field(min_length=1)]
     """timm names, or "package.module:factory"; site i takes entry i modulo the list's length."""
 
+    @model_validator(mode="after")
+    def _is_cut(self) -> Self:
+        if self.partition != "random" and self.sites == 1:
+            raise ValueError(
+                f'{self.name}: partition = "{self.partition}" says how simulated sites are cut; '
+                "set sites to 2 or more, or leave it out"
+            )
+        return self
+
 
 class PhantomHospital(_Hospital):
-    """Chest-X-ray-like phantoms, made on the spot; `hospital` names the look."""
+    """Chest-X-ray-like phantoms, made on the spot; `hospital` names the look.
+
+    `target`: normal or pneumonia ("labels"), its pattern (four classes), the view (two), or the
+    lungs ("mask").
+    """
 
     kind: Literal["phantom"]
     hospital: str
+    target: Literal["labels", "pattern", "view", "mask"] = "labels"
     images: Positive = 300
     positive_rate: Share = 0.5
 
@@ -54,6 +78,12 @@ class PackHospital(_Hospital):
 
     kind: Literal["npz"]
     path: str
+    target: str = "labels"
+    """The array that is learnt: `labels`, or another one, of numbers, of words, or of masks."""
+    classes: list[str] = []
+    """The classes of a target of numbers, from 0; of masks the background first."""
+    bits: list[Positive] = []
+    """Of masks that are bit fields: what each class but the background has in its pixels."""
     source: str = ""
     unit: Literal["patient", "image"] = "image"
 
@@ -66,13 +96,24 @@ class MedmnistHospital(_Hospital):
     classes: list[str] = []
 
 
-class FolderHospital(_Hospital):
-    """Image files listed in a CSV manifest."""
+class _Listed(_Hospital):
+    """Files listed in a CSV manifest, labelled by it or by masks that it names."""
 
-    kind: Literal["folder"]
     path: str
     manifest: str
     patient_column: str = ""
+    classes: list[str] = []
+    """Classes in order; empty: those found. Masks need them, the background first."""
+    mask_column: str = ""
+    """The column that names each image's mask; empty: labels stand in the manifest."""
+    values: list[int] = []
+    """What each class has in the masks; empty: 0, 1, 2, …; 255 is unknown if no class has it."""
+
+
+class FolderHospital(_Listed):
+    """Image files listed in a CSV manifest."""
+
+    kind: Literal["folder"]
     uncertain: Literal["mask", "negative", "positive", "drop"] = "mask"
     missing: Literal["mask", "negative", "positive", "drop"] = "mask"
 
@@ -88,8 +129,39 @@ class DicomHospital(_Hospital):
     frames: Literal["middle", "all"] = "middle"
 
 
+class NiftiHospital(_Listed):
+    """NIfTI volumes listed in a CSV manifest; needs `pip install secure_natfl[medical]`."""
+
+    kind: Literal["nifti"]
+    slices: Literal["middle", "all", "volume"] = "middle"
+    """The central slice, every slice as an image of the same patient, or the volume whole."""
+    depth: Annotated[int, Field(ge=2, le=512)] = 32
+    """Slices of a whole volume, after resampling."""
+    window: Annotated[list[FiniteFloat], Field(max_length=2)] = []
+    """Centre and width of what is shown, as [-600, 1500] for lungs; empty: its own percentiles."""
+
+
+class RemoteHospital(_Hospital):
+    """A hospital of a deployed federation, whose images stay there: what it declares in public."""
+
+    kind: Literal["remote"]
+    sites: Literal[1] = 1
+    patients: Positive
+    """Training patients; images, where the site knows no patients."""
+    unit: Literal["patient", "image"]
+    classes: Annotated[list[str], Field(min_length=2)]
+    """The same at every hospital, in one order."""
+    multi_label: bool = False
+
+
 Hospital = Annotated[
-    PhantomHospital | PackHospital | MedmnistHospital | FolderHospital | DicomHospital,
+    PhantomHospital
+    | PackHospital
+    | MedmnistHospital
+    | FolderHospital
+    | DicomHospital
+    | NiftiHospital
+    | RemoteHospital,
     Field(discriminator="kind"),
 ]
 
@@ -100,7 +172,9 @@ class Data(Section):
     root: str = "."
     """Folder that relative paths of hospitals and proxies start from."""
     size: Annotated[int, Field(ge=16, le=512)] = 64
-    """Side of the square grey image that every network sees, in pixels."""
+    """Side of the square image that every network sees, in pixels."""
+    channels: Literal[1, 3] = 1
+    """1: grey; colour files turn to luminance. 3: colour; grey files are shown three times."""
     test_fraction: Share = 0.3
     split_seed: int = 0
     folds: Literal[0] | Annotated[int, Field(ge=2)] = 0
@@ -133,27 +207,6 @@ class Models(Section):
     """Epochs on the labelled natural images, public, before anything private is touched."""
     batch: Annotated[int, Field(ge=4)] = 64
     """Images of a step when the central model is distilled; half as many at the sites."""
-
-
-class NatImg(Section):
-    """NatIMG-FL: every weight set to 0 or part set to "off" is an ablation."""
-
-    kind: Literal["natimg-fl"] = "natimg-fl"
-    rounds: Positive = 2
-    local_epochs: Positive = 4
-    """Epochs of each personal model in each round."""
-    head_steps: Positive = 60
-    distill_epochs: Positive = 6
-    temperature: Annotated[FiniteFloat, Field(gt=0)] = 2.0
-    natural_weight: Weight = 1.0
-    alignment_weight: Weight = 0.5
-    distillation_weight: Weight = 1.0
-    beta: Literal["uniform", "entropy", "natural", "class"] = "natural"
-    """Fine-grained upward weight: per sample, or per sample × class ("class")."""
-    alpha: Literal["equal", "size"] = "size"
-    alpha_max: Annotated[int, Field(ge=1, le=16)] = 4
-    downward: Literal["off", "constant", "reliability"] = "reliability"
-    heads: Literal["group", "single"] = "group"
 
 
 class _Aggregation(Section):
@@ -255,8 +308,8 @@ class NoNoise(Section):
     """No noise, ε = ∞: what the plain published protocol gives."""
 
     mechanism: Literal["none"]
-    speaking: Literal["network", "shards"] = "network"
-    """A fine-tuned network answers, or the same shard teachers without their noise."""
+    speaking: Literal["network", "shards", "head"] = "network"
+    """A fine-tuned network answers; or, without their noise, shard teachers or one linear head."""
     shards: Annotated[int, Field(ge=2)] = 20
     clip: Annotated[FiniteFloat, Field(gt=0)] = 60.0
     max_images_per_patient: Positive = 4
@@ -265,6 +318,13 @@ class NoNoise(Section):
 Privacy = Annotated[
     ShardTeachers | DpSgd | ClientGaussian | NoNoise, Field(discriminator="mechanism")
 ]
+
+
+def speaks_by_head(table: Privacy) -> bool:
+    """Whether a site speaks by a linear head on the central model's public backbone."""
+    if isinstance(table, DpSgd):
+        return table.layers == "head"
+    return isinstance(table, NoNoise) and table.speaking == "head"
 
 
 class Ledger(Section):
@@ -298,11 +358,19 @@ class Config(Section):
     data: Data
     proxies: Proxies = Proxies()
     models: Models
-    system: NatImg = NatImg()
+    system: System = NatImg()
     aggregation: Aggregation = Ckks()
     privacy: Privacy = DpSgd()
     ledger: Ledger = Ledger()
     speed: Speed = Speed()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _round_a_ring(cls, table: Any) -> Any:
+        """PPPML-HMI's sums go around a ring, as its authors' do, where nothing else is said."""
+        system = table.get("system") if isinstance(table, dict) else None
+        ours = isinstance(system, dict) and system.get("kind") == "pppml-hmi"
+        return {"aggregation": {"kind": "ring"}, **table} if ours else table
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -319,6 +387,8 @@ class Config(Section):
             raise ValueError(f"data.hospitals: {', '.join(sorted(RESERVED))} are no names for one")
         if {holder_name(site) for site in sites} & set(sites):
             raise ValueError("data.hospitals: a site has the name of another as a key holder")
+        if not self.system.asks_proxies:
+            return self
         if self.system.rounds * self.proxies.per_round > self.proxies.images:
             room = self.proxies.images // self.system.rounds
             raise ValueError(
@@ -340,12 +410,50 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _is_covered(self) -> Self:
-        if isinstance(self.privacy, DpSgd) and self.system.beta == "class":
+        system = self.system
+        if not isinstance(system, NatImg):
+            return self._is_summed()
+        if isinstance(self.privacy, DpSgd) and system.beta == "class":
             raise ValueError(
                 'system.beta: "class" sends shares of private labels, which privacy.mechanism = '
                 '"dp-sgd" puts no noise on; take "natural", "entropy" or "uniform"'
             )
         return self
+
+    def _is_summed(self) -> Self:
+        """Updates are no answers of shard teachers, and one vector leaves a site."""
+        kind, table = self.system.kind, self.privacy
+        if isinstance(table, ShardTeachers) or (
+            isinstance(table, NoNoise) and table.speaking == "shards"
+        ):
+            raise ValueError(
+                f"privacy: {kind} sends one vector of a site, and shards of its patients have none "
+                'of their own; take mechanism = "client-gaussian", "dp-sgd", or "none" with '
+                'speaking = "network"'
+            )
+        return self
+
+    @property
+    def natimg(self) -> NatImg:
+        """The table of NatIMG-FL; ConfigError where another system is configured."""
+        if not isinstance(self.system, NatImg):
+            raise ConfigError(
+                f"this is for NatIMG-FL, and the configuration is of {self.system.kind}",
+                where="system.kind",
+                fix='choose a configuration with system.kind = "natimg-fl"',
+            )
+        return self.system
+
+    @property
+    def openings(self) -> int:
+        """How many sums are opened in all: rounds × phases; openings are numbered from 0."""
+        return self.system.rounds * self.system.phases
+
+    @property
+    def uses_proxies(self) -> bool:
+        """Whether public natural images are needed: to be asked, or for a public start."""
+        started = self.system.starts_public and self.models.pretrain_epochs > 0
+        return self.system.asks_proxies or started or isinstance(self.privacy, DpSgd)
 
     @property
     def identity(self) -> str:

@@ -19,7 +19,7 @@ from protocols.policy import holder_name
 from protocols.transcript import Entry
 from secure_natfl.config import Config
 from secure_natfl.report.model import MessageTotal, Timing, Wire
-from secure_natfl.results import Results
+from secure_natfl.results import Played, Results
 
 _SAMPLES = 12
 _LIBRARIES = ("torch", "timm", "tenseal", "opacus", "numpy", "dp-accounting", "cryptography")
@@ -65,7 +65,7 @@ def per_site(entries: Iterable[Entry], sites: Iterable[str]) -> dict[str, tuple[
     }
 
 
-def timing(config: Config, results: Results) -> Timing:
+def timing(config: Config, results: Played) -> Timing:
     """Seconds of the run, of protection in all and per client and round, by stage."""
     steps: dict[str, float] = {}
     for summary in results.rounds:
@@ -98,7 +98,7 @@ def environment() -> dict[str, str]:
     } | {name: version(name) for name in _LIBRARIES}
 
 
-def samples(results: Results) -> tuple[str, ...]:
+def samples(results: Played) -> tuple[str, ...]:
     """A few public natural images as data URIs."""
     found = []
     for image in results.federation.natural_records.images[:_SAMPLES]:

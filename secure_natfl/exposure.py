@@ -7,15 +7,16 @@ from protocols.promises import PROMISES, Promise
 from protocols.training_plan import TrainingPlan
 from secure_natfl.config import Config, NoNoise, ShardTeachers
 from secure_natfl.report.model import Exposure, UncoveredRelease
+from secure_natfl.system_tables import NatImg
 from secure_natfl.terms import Terms
 
 
 def exposure(config: Config, terms: Terms) -> tuple[Exposure, ...]:
     """One row per adversary, from the weakest to the strongest."""
-    promise = PROMISES[config.mode]
+    promise, answers = PROMISES[config.mode], isinstance(config.system, NatImg)
     if hides_from_server(promise):
-        return (*_observers(terms), *_encrypted(promise, terms))
-    return (*_observers(terms), *_readable(promise, terms))
+        return (*_observers(terms, answers=answers), *_encrypted(promise, terms))
+    return (*_observers(terms, answers=answers), *_readable(promise, terms))
 
 
 def hides_from_server(promise: Promise) -> bool:
@@ -41,14 +42,14 @@ def _own_share(terms: Terms) -> str:
     return f"only the site's own noise share: ε = {terms.noise_plan.epsilon_isolated:.3g}"
 
 
-def _observers(terms: Terms) -> tuple[Exposure, ...]:
-    noise = _noise(terms)
+def _observers(terms: Terms, *, answers: bool) -> tuple[Exposure, ...]:
+    noise, said = _noise(terms), "answers" if answers else "updates"
     trained = isinstance(terms.noise_plan, TrainingPlan)
     shares = "each site's training noise" if trained else "the other sites' noise shares"
     return (
         Exposure(
             party="Anyone who receives the central model or a published aggregate",
-            learns="each group's weighted sum of answers, and what is computed from it",
+            learns=f"each group's weighted sum of {said}, and what is computed from it",
             protection=noise,
             remains="what that ε allows; traits common to a whole hospital are not protected",
         ),

@@ -39,7 +39,10 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 1, H, W] → (X-ray logits [B, groups, C], natural-image logits [B, C_n])."""
-        features = self.backbone(images)
+        return self.answers(self.backbone(images))
+
+    def answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of images given as the backbone's features [B, d]."""
         return self.xray(features).unflatten(1, (self.groups, self.classes)), self.natural(features)
 
     @property

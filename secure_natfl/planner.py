@@ -24,15 +24,32 @@ SPAN = 32.0
 
 
 @dataclass(frozen=True)
+class Sending:
+    """What every site sends in a phase of a round.
+
+    size: released integers. trained: site → parameters trained under noise, None for a head, or
+    layers, of the central model. span: largest value sent of a model trained under noise. absent:
+    sites per group, at most, that a round leaves out; noise counts them as dropped out. answers:
+    whether these are answers on public images, rows by classes.
+    """
+
+    size: int
+    trained: Mapping[str, int] | None = None
+    span: float = SPAN
+    absent: int = 0
+    answers: bool = True
+
+
+@dataclass(frozen=True)
 class Planner:
     """The figures that every mechanism's plan is made of; one method for each mechanism.
 
-    size: released integers per round. bits: width of each. alphas, groups: per site.
+    sending: what the plan is for. bits: width of a released integer. alphas, groups: per site.
     """
 
     config: Config
     federation: Federation
-    size: int
+    sending: Sending
     bits: int
     alphas: Mapping[str, int]
     groups: Mapping[str, str]
@@ -42,32 +59,34 @@ class Planner:
         return NoNoise.for_sites(
             shards=teachers_of(self.config, self.federation),
             clip_norm=table.clip,
-            size=self.size,
+            size=self.sending.size,
             bits=self.bits,
         )
 
     def training(self, table: tables.DpSgd) -> TrainingPlan:
         """Noise in the training of one head, or network, per site."""
-        sites = self.federation.sites
-        trained = trained_parameters(
-            self.config.models.central,
-            self.config.data.size,
-            len(self.federation.task.classes),
-            table.layers,
-        )
+        sites, trained = self.federation.sites, self.sending.trained
+        if trained is None:
+            parameters = trained_parameters(
+                self.config.models.central,
+                self.config.data.size,
+                len(self.federation.task.classes),
+                table.layers,
+            )
+            trained = dict.fromkeys((site.name for site in sites), parameters)
         return TrainingPlan.calibrate(
             epsilon=table.epsilon,
             delta=table.delta,
             rounds=self.config.system.rounds,
             groups=self.groups,
             units={site.name: site.patients for site in sites},
-            parameters=dict.fromkeys((site.name for site in sites), trained),
+            parameters=trained,
             clip_norm=table.gradient_clip,
             rate=table.rate,
             steps=table.steps,
             layers=table.layers,
-            span=SPAN,
-            size=self.size,
+            span=self.sending.span,
+            size=self.sending.size,
             bits=self.bits,
         )
 
@@ -76,30 +95,33 @@ class Planner:
         common: dict[str, Any] = {
             "epsilon": table.epsilon,
             "delta": table.delta,
-            "rounds": self.config.system.rounds,
+            "rounds": self.config.openings,
             "alphas": self.alphas,
             "groups": self.groups,
             "colluders": table.colluders,
-            "dropouts": table.dropouts,
+            "dropouts": table.dropouts + self.sending.absent,
             "clip_norm": table.clip,
-            "size": self.size,
+            "size": self.sending.size,
             "bits": self.bits,
         }
         if isinstance(table, tables.ShardTeachers):
             shards = teachers_of(self.config, self.federation)
             return NoisePlan.calibrate(shards=shards, **common)
+        answers = self.sending.answers
         try:
             return plan_clients(
-                rows=self.config.proxies.per_round,
-                classes=len(self.federation.task.classes),
+                # Of an update no consensus by rows can be predicted: its size alone is known.
+                rows=self.config.proxies.per_round if answers else self.sending.size,
+                classes=len(self.federation.task.classes) if answers else 2,
                 override=table.override,
                 **common,
             )
         except PrivacyError as error:
             key = " (privacy.override = true)" if "override" in error.fix else ""
-            raise PrivacyError(
-                error.what, where=error.where, why=error.why, fix=error.fix + key
-            ) from None
+            fix = error.fix + key
+            if not answers:
+                fix = fix.replace("shard-teachers, which hide", "dp-sgd, which hides")
+            raise PrivacyError(error.what, where=error.where, why=error.why, fix=fix) from None
 
 
 def teachers_of(config: Config, federation: Federation) -> dict[str, int]:

@@ -15,6 +15,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn import functional
 
 from protocols.chain import canonical, digest
@@ -70,9 +71,9 @@ def pretrained(
     if epochs == 0:
         return network.eval()
     file = cache_folder() / f"{_key(architecture, naturals, size, weights, epochs)}.safetensors"
-    if not _restore(network, file):
+    if not restore_tensors(network, file):
         _pretrain(network, naturals, epochs, progress)
-        _keep(_learned(network), file)
+        keep_tensors(_learned(network), file)
     return network.eval()
 
 
@@ -102,7 +103,7 @@ def public_features(
         return load_file(file)["features"]
     except (OSError, SafetensorError, KeyError):
         features = features_of(network.backbone, naturals.images)
-        _keep({"features": features}, file)
+        keep_tensors({"features": features}, file)
         return features
 
 
@@ -144,7 +145,8 @@ def _learned(network: Network) -> dict[str, torch.Tensor]:
     }
 
 
-def _restore(network: Network, file: Path) -> bool:
+def restore_tensors(network: nn.Module, file: Path) -> bool:
+    """Load what a cached file holds of a module's state; False where there is no usable file."""
     try:
         state = load_file(file)
         network.load_state_dict(network.state_dict() | state)
@@ -153,7 +155,7 @@ def _restore(network: Network, file: Path) -> bool:
     return True
 
 
-def _keep(tensors: dict[str, torch.Tensor], file: Path) -> None:
+def keep_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Store for the next run; a cache that cannot be written costs time, not the run."""
     part = file.with_name(f"{file.name}.{os.getpid()}")
     try:

@@ -15,14 +15,14 @@ from secure_natfl.config import Config
 from secure_natfl.exposure import hides_from_server, not_covered
 from secure_natfl.federation import Site
 from secure_natfl.report.model import Budget, Privacy, SiteLedger
-from secure_natfl.results import Results
+from secure_natfl.results import Played
 from secure_natfl.site_state import state_folder
 from secure_natfl.terms import Terms
 
 Parameters = dict[str, int | float | str]
 
 
-def privacy(config: Config, results: Results) -> Privacy:
+def privacy(config: Config, results: Played) -> Privacy:
     """What the run promises: of its worst site, over all rounds."""
     plan, sites = results.terms.noise_plan, {site.name: site for site in results.federation.sites}
     worst = sites[plan.worst if plan else min(sites)]
@@ -51,22 +51,22 @@ def privacy(config: Config, results: Results) -> Privacy:
     )
 
 
-def statement_of(config: Config, results: Results, site: Site) -> PrivacyStatement:
+def statement_of(config: Config, results: Played, site: Site) -> PrivacyStatement:
     """One site's guarantee over all rounds of the run."""
     mechanism, plan = results.terms.mechanisms[site.name], results.terms.noise_plan
     return PrivacyStatement.of(
         mechanism.training if isinstance(mechanism, TrainedOutput) else mechanism,
-        config.system.rounds,
+        config.system.rounds if isinstance(mechanism, TrainedOutput) else config.openings,
         plan.delta if plan else results.accounts[site.name].spent.delta,
         unit=site.unit,
         adversary=_adversary(config, results.terms),
-        random=results.system.seeds.protective(os.urandom, "statement"),
+        random=results.seeds.protective(os.urandom, "statement"),
         colluders=plan.colluders if plan else None,
         dropouts=plan.dropouts if plan else None,
     )
 
 
-def site_ledger(config: Config, results: Results, site: Site) -> SiteLedger:
+def site_ledger(config: Config, results: Played, site: Site) -> SiteLedger:
     """A site's ledger as the consortium may see it."""
     account = results.accounts[site.name]
     own = state_folder(config, results.folder) == results.folder / "sites"
@@ -79,7 +79,7 @@ def site_ledger(config: Config, results: Results, site: Site) -> SiteLedger:
     )
 
 
-def budgets(results: Results, site: Site) -> tuple[Budget, ...]:
+def budgets(results: Played, site: Site) -> tuple[Budget, ...]:
     """What each patient set of a site's ledger has spent: per session, and in all."""
     return tuple(
         Budget(

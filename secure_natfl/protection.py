@@ -22,7 +22,7 @@ from protocols.chain import SigningKey, canonical, digest
 from protocols.dp_sgd import Descent
 from protocols.errors import ModelError, ProtocolError
 from protocols.ledger import Ledger, ReleaseKey
-from protocols.mechanisms import Paid, Released, TrainedOutput
+from protocols.mechanisms import FurtherOutput, Paid, Released, TrainedOutput
 from protocols.messages import Group, RoundPlan
 from protocols.outcome import Outcome
 from protocols.parties import Client, Server
@@ -36,6 +36,7 @@ from secure_natfl.config import Config
 from secure_natfl.custody import Custody
 from secure_natfl.federation import Federation
 from secure_natfl.kept_heads import KeptHeads
+from secure_natfl.schedule import Schedule
 from secure_natfl.seeds import Seeds
 from secure_natfl.site_state import open_ledger, secret, state_folder
 from secure_natfl.systems.private_head import Begin
@@ -56,7 +57,12 @@ class Spending:
 
 
 class Protection:
-    """All parties of a run but the models; a context manager that ends the key holders."""
+    """All parties of a run but the models; a context manager that ends the key holders.
+
+    schedule: what the run opens, where that is more than one sum per round with all sites in it;
+    `terms` and `layout` are then those of the first phase. A `round_number` is the number of an
+    opening everywhere here.
+    """
 
     def __init__(
         self,
@@ -67,8 +73,10 @@ class Protection:
         session: str,
         folder: Path,
         seeds: Seeds,
+        schedule: Schedule | None = None,
     ) -> None:
         self.config, self.terms, self.layout, self.session = config, terms, layout, session
+        self.schedule = schedule or Schedule.single(terms, layout, config.system.rounds)
         self.spending = Spending()
         self._seeds = seeds
         self._pending: Contributions = {}
@@ -97,13 +105,14 @@ class Protection:
         A site whose integers are stored already needs none.
         """
         self._pending = contributions
+        agreed = self.schedule.at(round_number)
         plan = draft(
             self.enrolment,
             self.transcript,
             round_number=round_number,
-            groups=self._groups(),
-            layout=digest(canonical(self._described_layout())),
-            size=self.layout.size,
+            groups=self.schedule.groups(round_number),
+            layout=digest(canonical(agreed.described)),
+            size=agreed.layout.size,
             subset=rows,
         )
         outcome = self._topology.play(plan)
@@ -112,7 +121,7 @@ class Protection:
             self.spending.add("encrypt and sign", seconds)
         self.spending.add("aggregate", outcome.cost.aggregate)
         self.spending.add("open", outcome.cost.open)
-        grid = next(iter(self.terms.mechanisms.values())).grid
+        grid = next(iter(agreed.terms.mechanisms.values())).grid
         return outcome, {
             group: grid.dequantise(found.integers) for group, found in outcome.aggregates.items()
         }
@@ -125,7 +134,7 @@ class Protection:
         """What charges for a site's training under noise and gives it its steps."""
 
         def begin(size: int) -> Descent:
-            mechanism = self.terms.mechanisms[site]
+            mechanism = self.schedule.at(round_number).mechanism(site)
             if not isinstance(mechanism, TrainedOutput) or mechanism.training.size != size:
                 raise ModelError(
                     f"a head of {size} parameters",
@@ -178,7 +187,7 @@ class Protection:
             malicious=custody.malicious,
             preset=self.terms.preset,
             proxies=federation.proxy_digest,
-            terms=self.terms.digest,
+            terms=self.schedule.digest,
             floors=floors_of(self.config),
         )
         clients = {
@@ -188,27 +197,26 @@ class Protection:
         return custody.assemble(Server(server_key, self.enrolment), clients, self.wire)
 
     def _releaser(self, site: str) -> Callable[[RoundPlan], Released]:
-        mechanism, ledger = self.terms.mechanisms[site], self.ledgers[site]
+        ledger = self.ledgers[site]
 
         def release(plan: RoundPlan) -> Released:
             self._check_agreed(plan, site)
-            key = self._key(plan.round)
-            before = mechanism.again(ledger, key, self.layout)
+            key, agreed = self._key(plan.round), self.schedule.at(plan.round)
+            mechanism, layout = agreed.mechanism(site), agreed.layout
+            before = mechanism.again(ledger, key, layout)
             if before is not None:
                 return before
             outputs = self._pending[site]
             start = time.perf_counter()
-            if isinstance(mechanism, TrainedOutput):
-                if (site, key) not in self._paid:
-                    raise ProtocolError(
-                        "a plan for a round in which nothing was trained",
-                        where=f"{site}, round {plan.round}",
-                        fix="play the rounds in their order",
-                    )
-                released = mechanism.release(outputs, self.layout, self._paid[site, key])
+            if isinstance(mechanism, TrainedOutput | FurtherOutput):
+                if isinstance(mechanism, FurtherOutput):
+                    after = self._key(self.schedule.first(plan.round))
+                    released = mechanism.release(outputs, layout, ledger, key, after)
+                else:
+                    released = mechanism.release(outputs, layout, self._training(site, key))
                 self.spending.add("quantise and store", time.perf_counter() - start)
                 return released
-            bounded = mechanism.bound(outputs, self.layout)
+            bounded = mechanism.bound(outputs, layout)
             self.spending.add("quantise and clip", time.perf_counter() - start)
             start = time.perf_counter()
             random = self._seeds.protective(os.urandom, "noise", site, plan.round)
@@ -218,15 +226,24 @@ class Protection:
 
         return release
 
+    def _training(self, site: str, key: ReleaseKey) -> Paid:
+        if (site, key) not in self._paid:
+            raise ProtocolError(
+                "a plan for a round in which nothing was trained",
+                where=f"{site}, round {key.round}",
+                fix="play the rounds in their order",
+            )
+        return self._paid[site, key]
+
     def _check_agreed(self, plan: RoundPlan, site: str) -> None:
         """At a site, before anything is charged: the plan asks for what was agreed, no more.
 
         The noise counts on n − d shares of its group at these weights, and on so many rounds; a
         signed plan that asks for others would spend more than the site agreed to.
         """
-        agreed, rounds = self._groups(), range(self.config.system.rounds)
-        same = all(group in agreed for group in plan.groups_of(site))
-        if not same or plan.round not in rounds:
+        known = plan.round in range(self.schedule.openings)
+        agreed: list[Group] = self.schedule.groups(plan.round) if known else []
+        if not all(group in agreed for group in plan.groups_of(site)):
             raise ProtocolError(
                 "the plan's group, weights or round are not those agreed on",
                 where=f"{site}, round {plan.round}",
@@ -236,26 +253,12 @@ class Protection:
     def _key(self, round_number: int) -> ReleaseKey:
         return ReleaseKey(self.session, round_number)
 
-    def _groups(self) -> list[Group]:
-        return [
-            Group(
-                name=group,
-                participants=tuple(sites),
-                alphas=tuple(self.terms.alphas[site] for site in sites),
-                least=self.terms.least[group],
-            )
-            for group, sites in self.terms.groups.items()
-        ]
-
-    def _described_layout(self) -> list[list[str | int]]:
-        return [[s.name, s.rows, s.columns] for s in self.layout.segments]
-
     def _require(self) -> None:
         """Every ledger must be able to pay for all rounds before the first is played."""
         for site, ledger in self.ledgers.items():
             mine = {"session": self.session, "patients": ledger.patients}
-            charged = sum(mine.items() <= line.items() for line in ledger.lines())
-            left = self.config.system.rounds - charged
+            charged = {line["round"] for line in ledger.lines() if mine.items() <= line.items()}
+            left = len(self.schedule.costly(site) - charged)
             if left:
                 ledger.require(self.terms.mechanisms[site].event(), left)
 

@@ -16,6 +16,7 @@ from secure_natfl.costs import environment, peak_memory, samples, timing, wire
 from secure_natfl.evaluation import TestPart, hospital_tests, predict, scores
 from secure_natfl.exposure import exposure, uncovered
 from secure_natfl.federation import Site
+from secure_natfl.holdings import holdings
 from secure_natfl.privacy_reporting import privacy
 from secure_natfl.report.model import (
     Absence,
@@ -28,11 +29,13 @@ from secure_natfl.report.model import (
     Proxy,
     Report,
 )
-from secure_natfl.results import Results, head_of
+from secure_natfl.results import Played, Results, head_of
 from secure_natfl.systems.natimg_fl import NAME, RECONSTRUCTION
 
 
-def headline(config: Config, results: Results, command: str) -> dict[str, object]:
+def headline(
+    config: Config, results: Played, command: str, system: str = NAME, said: str = RECONSTRUCTION
+) -> dict[str, object]:
     """What every report of the run says first."""
     reasons = []
     if config.seeded:
@@ -51,8 +54,8 @@ def headline(config: Config, results: Results, command: str) -> dict[str, object
         "simulated": True,
         "seeded": config.seeded,
         "not_private_because": tuple(reasons),
-        "system": NAME,
-        "reconstruction": RECONSTRUCTION,
+        "system": system,
+        "reconstruction": said,
     }
 
 
@@ -61,14 +64,10 @@ def consortium(config: Config, results: Results, command: str) -> Report:
     tests = hospital_tests(results.federation)
     return Report(
         **headline(config, results, command),
-        parts=_parts(config),
-        aggregation=_aggregation(config, results),
+        parts=parts(config),
+        aggregation=aggregation(config, results),
         aggregate_sha256=tuple(h for r in results.rounds for h in r["aggregate_sha256"]),
-        absent=tuple(
-            Absence(round=i + 1, party=party, why=why)
-            for i, summary in enumerate(results.rounds)
-            for party, why in summary["absent"].items()
-        ),
+        absent=absences(results),
         privacy=privacy(config, results),
         clients=tuple(client(results, site, tests) for site in results.federation.sites),
         central=Central(
@@ -83,11 +82,7 @@ def consortium(config: Config, results: Results, command: str) -> Report:
         ),
         baselines={arm: _baseline(results, arm, tests) for arm in results.arms},
         curves=_curves(results, list(tests)),
-        losses=tuple(
-            LossPoint(model=model, step=i + 1, loss=loss)
-            for i, summary in enumerate(results.rounds)
-            for model, loss in summary["losses"].items()
-        ),
+        losses=losses(results),
         wire=wire(config, results),
         seconds=timing(config, results),
         peak_memory_mib=peak_memory(),
@@ -102,6 +97,7 @@ def consortium(config: Config, results: Results, command: str) -> Report:
             overlap_check="no private image is among them, nor a re-encoded or re-exposed copy",
         ),
         proxy_samples=samples(results),
+        holdings=holdings(config, results.federation),
     )
 
 
@@ -130,8 +126,9 @@ def client(results: Results, site: Site, tests: dict[str, TestPart]) -> Client:
     )
 
 
-def _parts(config: Config) -> dict[str, bool]:
-    options = config.system
+def parts(config: Config) -> dict[str, bool]:
+    """Which parts of NatIMG-FL are on, for a report."""
+    options = config.natimg
     return {
         "natural images as auxiliary supervision": options.natural_weight > 0,
         "alignment to public statistics": options.alignment_weight > 0,
@@ -145,7 +142,26 @@ def _parts(config: Config) -> dict[str, bool]:
     }
 
 
-def _aggregation(config: Config, results: Results) -> Aggregation:
+def absences(results: Played) -> tuple[Absence, ...]:
+    """Who was left out of which round."""
+    return tuple(
+        Absence(round=i + 1, party=party, why=why)
+        for i, summary in enumerate(results.rounds)
+        for party, why in summary["absent"].items()
+    )
+
+
+def losses(results: Played) -> tuple[LossPoint, ...]:
+    """The training losses of all rounds."""
+    return tuple(
+        LossPoint(model=model, step=i + 1, loss=loss)
+        for i, summary in enumerate(results.rounds)
+        for model, loss in summary["losses"].items()
+    )
+
+
+def aggregation(config: Config, results: Played) -> Aggregation:
+    """How the contributions were added, and by whose leave they were opened."""
     terms = results.terms
     common = {
         "kind": config.aggregation.kind,

@@ -22,12 +22,12 @@ from secure_natfl.audit.trail import Trail
 from secure_natfl.config import Config
 from secure_natfl.costs import per_site
 from secure_natfl.evaluation import hospital_tests, predict, quick_auroc, site_test
-from secure_natfl.federation import build
+from secure_natfl.federation import Federation, build
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.models import Network
 from secure_natfl.progress import Stages
 from secure_natfl.protection import Protection, session_of
-from secure_natfl.results import Results, SiteAccount, State, Traffic, head_of
+from secure_natfl.results import Results, State, account_of, by_message, head_of
 from secure_natfl.run_folder import (
     RunFolder,
     load_arrays,
@@ -58,13 +58,14 @@ class Run:
         check_architectures(config)
         sites = state_folder(config, self.folder.path)
         with self.stages.stage("Load and check images"):
-            federation = build(config, lambda name: secret(sites / name, "identity", os.urandom))
+            federation = self._federation(sites)
         system = NatImgFL(config, federation, self.seeds)
         layout = system.layout(config.proxies.per_round)
         groups = {site.name: system.group_of(site) for site in federation.sites}
         terms = agree(config, federation, layout, system.weights(), groups)
-        networks = public_networks(config, federation, self.stages)
+        networks = self._networks(federation)
         speaking = speaking_inputs(config, federation, networks, sites, self.seeds, self.stages)
+        system.recall(next(iter(speaking.values())).backbone)
         state = self._start(system, networks)
         session = session_of(config, federation, self.folder.nonce)
         with (
@@ -77,8 +78,8 @@ class Run:
                 self._round(number, system, speaking, state, protection, trail)
                 for number in range(config.system.rounds)
             ]
-            accounts = {name: _account(protection, name) for name in groups}
-            kinds, enrolment = _by_message(protection), protection.enrolment
+            accounts = {name: account_of(protection, name) for name in groups}
+            kinds, enrolment = by_message(protection.transcript), protection.enrolment
         arms = {}
         if config.run.baselines:
             asked = np.concatenate([self._asked(r, system) for r in range(config.system.rounds)])
@@ -86,21 +87,28 @@ class Run:
                 config, system, terms, speaking, networks, asked, self.folder, self.stages
             )
         return Results(
-            federation,
-            system,
-            terms,
-            state,
-            arms,
-            rounds,
-            networks,
-            accounts,
-            kinds,
-            enrolment.holder_order,
-            enrolment.threshold,
-            self.folder.path,
-            self.stages,
-            self.started,
+            federation=federation,
+            system=system,
+            terms=terms,
+            state=state,
+            arms=arms,
+            rounds=rounds,
+            networks=networks,
+            accounts=accounts,
+            messages=kinds,
+            holders=enrolment.holder_order,
+            threshold=enrolment.threshold,
+            folder=self.folder.path,
+            stages=self.stages,
+            started=self.started,
+            seeds=self.seeds,
         )
+
+    def _federation(self, sites: Path) -> Federation:
+        return build(self.config, lambda name: secret(sites / name, "identity", os.urandom))
+
+    def _networks(self, federation: Federation) -> dict[str, Network]:
+        return public_networks(self.config, federation, self.stages)
 
     def _start(self, system: NatImgFL, networks: dict[str, Network]) -> State:
         classes = len(system.federation.task.classes)
@@ -139,9 +147,10 @@ class Run:
         name = f"round-{number:03d}"
         model = self.folder.step(name) / "central.safetensors"
         if self.folder.done(name):
-            trail.learned(number, model)
+            step = self.folder.intact(name)
+            trail.taken_up(number, model)
             return self._restore(
-                self.folder.step(name),
+                step,
                 system,
                 state,
                 last=not self.folder.done(f"round-{number + 1:03d}"),
@@ -281,18 +290,6 @@ class Run:
         return summary
 
 
-def _by_message(protection: Protection) -> dict[str, Traffic]:
-    kinds: dict[str, Traffic] = {}
-    for entry in protection.transcript.entries:
-        seen = kinds.get(entry.kind, Traffic(0, 0, 0))
-        kinds[entry.kind] = Traffic(
-            seen.count + 1,
-            seen.bytes + entry.bytes * len(entry.receivers),
-            max(seen.largest, entry.bytes),
-        )
-    return kinds
-
-
 def _keep(part: Path, state: State, found: Released, summary: dict[str, Any]) -> None:
     save_network(state.central, part / "central.safetensors")
     for name, network in state.personal.items():
@@ -304,19 +301,3 @@ def _keep(part: Path, state: State, found: Released, summary: dict[str, Any]) ->
         arrays[f"ratio:{group}"] = np.array(found.signal_to_noise[group])
     save_arrays(part / "released.npz", **arrays)
     (part / "summary.json").write_text(json.dumps(summary, indent=2))
-
-
-def _account(protection: Protection, site: str) -> SiteAccount:
-    ledger = protection.ledgers[site]
-    ledger.verify()
-    return SiteAccount(
-        lines=tuple(
-            (line, hash_)
-            for line, hash_ in zip(ledger.lines(), ledger.chained(), strict=True)
-            if line["patients"] == ledger.patients
-        ),
-        session=protection.session,
-        spent=ledger.spent(),
-        head=ledger.head,
-        budgets=ledger.budgets(),
-    )

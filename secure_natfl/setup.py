@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from secure_natfl.config import Config, DpSgd
+from secure_natfl.config import Config, DpSgd, speaks_by_head
 from secure_natfl.federation import Federation, Site
 from secure_natfl.models import Network, check_architecture
 from secure_natfl.planner import sharded, teachers_of
@@ -59,7 +59,7 @@ def speaking_inputs(
     with stages.stage("Public features") as progress:
         for i, site in enumerate(federation.sites):
             # Heads under noise are added up best where all are heads of one network.
-            trained = isinstance(config.privacy, DpSgd)
+            trained = isinstance(config.privacy, DpSgd) or speaks_by_head(config.privacy)
             name = config.models.central if trained else site.architecture
             if name not in backbones:
                 backbones[name] = _backbone(config, networks[name], federation, seeds, name)
@@ -97,6 +97,8 @@ def _speaking(
 ) -> Speaking:
     if isinstance(config.privacy, DpSgd):
         return Speaking(site, backbone, None, PrivateHead.of(site, config.privacy))
+    if speaks_by_head(config.privacy):
+        return Speaking(site, backbone, None, PrivateHead.exact_of(site))
     table, teachers = sharded(config.privacy), teachers_of(config, federation)[site.name]
     if table is None:
         return Speaking(site, backbone, None)

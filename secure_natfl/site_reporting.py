@@ -21,7 +21,7 @@ from secure_natfl.report.site_model import (
     SiteReport,
 )
 from secure_natfl.reporting import client, headline
-from secure_natfl.results import Results, head_of
+from secure_natfl.results import Played, Results, head_of
 
 _BINS = 10
 
@@ -48,11 +48,11 @@ def site_report(config: Config, results: Results, site: Site, command: str) -> S
             for arm in ("central", "personalised")
         ),
         classes=tuple(
-            _class_figures(name, own[:, c], part, c)
+            class_figures(name, own[:, c], part, c)
             for c, name in enumerate(results.federation.task.classes)
         ),
         ledger=site_ledger(config, results, site),
-        ledger_lines=_ledger_lines(results, site),
+        ledger_lines=ledger_lines(results, site),
     )
 
 
@@ -66,7 +66,8 @@ def _arms(results: Results, site: Site, part: TestPart) -> dict[str, Scores]:
     return found
 
 
-def _class_figures(name: str, p: NDArray[np.float64], part: TestPart, c: int) -> ClassFigures:
+def class_figures(name: str, p: NDArray[np.float64], part: TestPart, c: int) -> ClassFigures:
+    """One class on a test part, from its probabilities p [n]."""
     known = part.truth.known[:, c] > 0
     truth, p = part.truth.targets[known, c] > 0, p[known]
     called = p >= 0.5
@@ -97,7 +98,8 @@ def _reliability(truth: NDArray[np.bool_], p: NDArray[np.float64]) -> tuple[Reli
     )
 
 
-def _ledger_lines(results: Results, site: Site) -> tuple[LedgerLine, ...]:
+def ledger_lines(results: Played, site: Site) -> tuple[LedgerLine, ...]:
+    """Every charge of a site's ledger, in order."""
     account = results.accounts[site.name]
     events: list[Event] = []
     lines = []
@@ -124,4 +126,6 @@ def _cost(event: Event) -> str:
             f"{event.steps} steps, rate {event.rate:g}, noise multiplier "
             f"{event.noise_multiplier:.4g}"
         )
+    if event.mechanism == "post-processing":
+        return "nothing: computed from a training that was paid for"
     return "no noise" if event.rho == float("inf") else f"ρ = {event.rho:.4g}"

@@ -26,7 +26,7 @@ from protocols.training_plan import TrainingPlan
 from secure_natfl import config as tables
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation
-from secure_natfl.planner import Planner, check_patients
+from secure_natfl.planner import Planner, Sending, check_patients
 
 _PRESETS: Final[Mapping[Mode, tuple[str, ...]]] = {
     "ckks/threshold": (MK18_39.name, MK18_49.name),
@@ -110,17 +110,34 @@ def agree(
 
     Raises PrivacyError or ConfigError with the number that would work.
     """
-    floors = floors_of(config)
-    members: dict[str, list[str]] = {}
-    for site, group in groups.items():
-        members.setdefault(group, []).append(site)
+    floors, members = floors_of(config), members_of(groups)
     capped: dict[str, int] = {}
     for sites in members.values():
         capped |= cap({site: alphas[site] for site in sites}, floors)
+    return settled(config, federation, Sending(layout.size), capped, groups)
+
+
+def members_of(groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """Group → its sites, from site → group."""
+    members: dict[str, list[str]] = {}
+    for site, group in groups.items():
+        members.setdefault(group, []).append(site)
+    return members
+
+
+def settled(
+    config: Config,
+    federation: Federation,
+    sending: Sending,
+    capped: dict[str, int],
+    groups: Mapping[str, str],
+) -> Terms:
+    """The terms for what is sent, once the weights are capped. Spends nothing."""
+    members, floors = members_of(groups), floors_of(config)
     weights = [[capped[site] for site in sites] for sites in members.values()]
     preset = preset_of(config.mode, weights)
     least = dict.fromkeys(members, floors.participants)
-    plan = Planner(config, federation, layout.size, find_preset(preset).bits, capped, groups)
+    plan = Planner(config, federation, sending, find_preset(preset).bits, capped, groups)
     table = config.privacy
     if isinstance(table, tables.NoNoise):
         return Terms(capped, members, preset, least, plan.silent(table), None)

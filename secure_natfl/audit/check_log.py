@@ -11,6 +11,7 @@ from protocols.checkpoints import Cosigned, check_covered, read_checkpoints, ver
 from secure_natfl.audit.findings import Findings, demand
 from secure_natfl.audit.reading import RunFiles, Story
 from secure_natfl.audit.trail import CHECKPOINTS, ENROLMENT, LOG, digest_of
+from secure_natfl.system_tables import NatImg
 
 
 def check_log(files: RunFiles, log: Log, story: Story, findings: Findings) -> None:
@@ -44,7 +45,7 @@ def _order(files: RunFiles, story: Story) -> str:
     )
     again = sum(isinstance(record.body, SessionOpened) for record in story.records)
     demand(again == 1, "the log begins several sessions", where=LOG)
-    rounds = range(files.config.system.rounds)
+    rounds = range(files.config.openings)
     for number in rounds:
         places = _places(story.records, number)
         demand(
@@ -110,8 +111,9 @@ def _files(files: RunFiles, story: Story) -> str:
 
 
 def _models(files: RunFiles, story: Story) -> str:
+    step = "round" if isinstance(files.config.system, NatImg) else "opening"
     for number, body in story.learned().items():
-        where = f"state/round-{number:03d}/central.safetensors"
+        where = f"state/{step}-{number:03d}/central.safetensors"
         found = digest((files.path / where).read_bytes())
         demand(found == body.model, "the model is not the one that was recorded", where=where)
     return f"the central model after each of {len(story.learned())} rounds is as recorded"
@@ -146,8 +148,9 @@ def covered(log: Log, story: Story, found: tuple[Cosigned, ...]) -> str:
     size = max((one.checkpoint.size for one in found), default=0)
     tail = len(log.lines) - size
     demand(tail == 0, f"unanchored tail of {tail} record(s)", where=LOG)
-    last = next(one for one in found if one.checkpoint.size == size)
-    absent = set(keys.clients) - {cosignature.client for cosignature in last.cosignatures}
+    last = [one for one in found if one.checkpoint.size == size]
+    signed = {cosignature.client for one in last for cosignature in one.cosignatures}
+    absent = set(keys.clients) - signed
     demand(not absent, f"the end is not co-signed by {', '.join(sorted(absent))}")
     return f"{len(found)} checkpoints, signed by the server and co-signed by each round's clients"
 

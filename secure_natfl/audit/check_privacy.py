@@ -23,6 +23,7 @@ from secure_natfl.config import NoNoise
 from secure_natfl.report.model import Epsilon, Report
 
 _TOLERANCE = 1e-6
+FREE = "post-processing"
 _HEADS = "heads.jsonl"
 
 
@@ -123,7 +124,7 @@ def _epsilon(files: RunFiles, found: dict[str, Spending]) -> str:
             (client.epsilon, spent.epsilon),
             (client.epsilon_isolated, spent.epsilon_isolated),
         ):
-            all_rounds = found[client.name].spent.charges == files.config.system.rounds
+            all_rounds = found[client.name].spent.charges == files.config.openings
             demand(
                 _same(stated, again) if all_rounds else _covers(stated, again),
                 f"the report says ε = {stated}, the ledger's events give {again:.9g}",
@@ -160,6 +161,9 @@ def _parameters(files: RunFiles, found: dict[str, Spending]) -> str:
     stated = guarantee.parameters
     worst = max(found.values(), key=lambda one: one.spent.epsilon)
     for event in worst.events:
+        if event.mechanism == FREE and not event.rho_isolated:
+            demand(stated.get("steps") is not None, "something was sent free of any training")
+            continue
         if event.steps:
             charged = (event.steps, event.rate, event.noise_multiplier)
             declared = tuple(stated[name] for name in ("steps", "rate", "noise_multiplier"))

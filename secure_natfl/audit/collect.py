@@ -73,11 +73,13 @@ def collect(
         ),
         data_governance=tuple(_governance(files, report, operator)),
         proxy_set=model.ProxySet(
-            name=report.proxy.name,
+            name=report.proxy.name if report.proxy else "none",
             digest=enrolment.proxies,
-            images=report.proxy.images,
-            asked_per_round=report.proxy.asked_per_round,
-            overlap_check=report.proxy.overlap_check,
+            images=report.proxy.images if report.proxy else 0,
+            asked_per_round=report.proxy.asked_per_round if report.proxy else 0,
+            overlap_check=report.proxy.overlap_check
+            if report.proxy
+            else "no public image is asked",
         ),
         privacy=privacy_evidence(files, report, spending),
         crypto=crypto_evidence(enrolment, report, operator, story),
@@ -188,7 +190,7 @@ def _utility(report: Report) -> model.Utility:
                 auroc=scores.auroc,
                 local_only=local.scores[name].auroc if local and name in local.scores else None,
             )
-            for name, scores in report.central.scores.items()
+            for name, scores in (report.central.scores if report.central else {}).items()
         ),
         simulation_only=report.simulated,
     )
@@ -237,7 +239,7 @@ def _consent(files: RunFiles, enrolment: Enrolment) -> model.Consent:
     budget = files.config.ledger.budget_epsilon
     return model.Consent(
         max_epsilon=getattr(files.config.privacy, "epsilon", math.inf),
-        max_rounds=files.config.system.rounds,
+        max_rounds=files.config.openings,
         budget_epsilon=math.inf if budget == "none" else budget,
         min_participants=enrolment.floors.participants,
         min_effective=enrolment.floors.effective,

@@ -71,14 +71,10 @@ class Trail:
 
     def planned(self, round_number: int, proxies: int, protection: Protection) -> None:
         """Before a round is played."""
-        self._round, terms = round_number, protection.terms
+        self._round = round_number
         groups = tuple(
-            PlannedGroup(
-                name=group,
-                participants=tuple(sites),
-                alphas=tuple(terms.alphas[site] for site in sites),
-            )
-            for group, sites in terms.groups.items()
+            PlannedGroup(name=group.name, participants=group.participants, alphas=group.alphas)
+            for group in protection.schedule.groups(round_number)
         )
         self._append(SERVER, RoundPlanned(round=round_number, proxies=proxies, groups=groups))
 
@@ -116,6 +112,23 @@ class Trail:
         signed = (one.checkpoint.round for one in read_checkpoints(self._folder / CHECKPOINTS))
         if round_number not in signed:
             self._checkpoint(round_number, self._clients_of(round_number))
+
+    def taken_up(self, round_number: int, model: Path) -> None:
+        """A round whose models are taken from disk: they must be those that the log names."""
+        bodies = (record.body for record in self._log.records)
+        named = {
+            body.model
+            for body in bodies
+            if isinstance(body, RoundLearned) and body.round == round_number
+        }
+        if named and digest(model.read_bytes()) not in named:
+            raise RunFolderError(
+                "the model on disk is not the one that the audit log names",
+                where=str(model),
+                why=f"it was changed after round {round_number}",
+                fix="remove this step and those after it, then resume",
+            )
+        self.learned(round_number, model)
 
     def end(self) -> None:
         """Once every file is written: record their digests; every client co-signs."""

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from attacks.rows import Budget, Tier
 from protocols.errors import ConfigError
+from secure_natfl.config import Config
 from secure_natfl.leakage.assemble import assemble
 from secure_natfl.leakage.attacked import AttackedRun
 from secure_natfl.leakage.kept import Kept
@@ -23,6 +24,7 @@ from secure_natfl.progress import Stages
 from secure_natfl.report.attacks import attacks_html
 from secure_natfl.report.render import write_report
 from secure_natfl.run_folder import write
+from secure_natfl.system_tables import NatImg
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,22 @@ class Wish:
         return cls(names, known, budget, truth)
 
 
+def _check_played(config: Config) -> None:
+    """Every row plays against answers on public images; updates of weights have none yet."""
+    if not isinstance(config.system, NatImg):
+        raise ConfigError(
+            f"no attack is played on a run of {config.system.kind}",
+            where="system.kind",
+            why="all rows are of answers on public images, and this run sends updates",
+            fix="attack a run of natimg-fl; nothing is known of what leaks here in effect",
+        )
+
+
 def execute(path: Path, wish: Wish, command: str, console: Console) -> AttackReport:
     """Attack the run in folder `path`; writes `attacks/` in it and its report anew."""
     stages = Stages(console)
     run = AttackedRun.open(path, stages, wish.truth)
+    _check_played(run.config)
     if run.config.speed.threads:
         torch.set_num_threads(run.config.speed.threads)
     there, without = all_rows(run, wish.tier)

@@ -116,7 +116,7 @@ class Speakers(Asked):
         )
 
     def _train(self, batch: ShardBatch, number: int, random: np.random.Generator) -> ShardHeads:
-        options = self.run.config.system
+        options = self.run.config.natimg
         return train_heads(
             self.backbone,
             batch,

@@ -15,23 +15,27 @@ ARM_LINES = {"local_only": "--", "pooled": ":", "plain_mean": "-.", "noise_proxi
 
 
 def learning_curves(report: Report) -> Plate | None:
-    """AUROC after each round: one panel per hospital, one line per arm."""
-    points = [point for point in report.curves if point.auroc is not None]
+    """AUROC, or Dice of masks, after each round: one panel per hospital, one line per arm."""
+    metric = "dice" if any(point.dice is not None for point in report.curves) else "auroc"
+    name = formats.METRICS[metric]
+    points = [(p, v) for p in report.curves if (v := getattr(p, metric)) is not None]
     if not points:
         return None
-    lowest = axis_start(point.auroc for point in points if point.auroc is not None)
-    arms = words.in_arm_order(list({point.arm for point in points}))
-    hospitals = list(dict.fromkeys(point.hospital for point in points))
+    lowest = axis_start(value for _, value in points)
+    arms = words.in_arm_order(list({point.arm for point, _ in points}))
+    hospitals = list(dict.fromkeys(point.hospital for point, _ in points))
     panels = []
     for index, hospital in enumerate(hospitals):
         lines = {arm: _line(points, arm, hospital) for arm in arms}
-        panels.append(Panel(hospital, curve_panel(f"curve{index}", hospital, lines, lowest)))
+        panels.append(Panel(hospital, curve_panel(f"curve{index}", hospital, lines, lowest, name)))
     return Plate(
         "curves",
-        "Area under the ROC curve after each round. The dashed grey line is chance.",
+        "Area under the ROC curve after each round. The dashed grey line is chance."
+        if metric == "auroc"
+        else "Overlap of masks (Dice) after each round.",
         tuple(panels),
         ("Hospital", "Round", *(words.arm_label(arm) for arm in arms)),
-        wide({((p.hospital, str(p.round)), p.arm): f"{p.auroc:.3f}" for p in points}, arms),
+        wide({((p.hospital, str(p.round)), p.arm): f"{v:.3f}" for p, v in points}, arms),
         legend_of(arms),
     )
 
@@ -47,9 +51,13 @@ def legend_of(arms: list[str]) -> tuple[tuple[str, str, str], ...]:
 
 
 def curve_panel(
-    key: str, place: str, lines: dict[str, list[tuple[int, float]]], lowest: float
+    key: str,
+    place: str,
+    lines: dict[str, list[tuple[int, float]]],
+    lowest: float,
+    metric: str = "AUROC",
 ) -> Markup:
-    """AUROC by round for each arm; `lines` maps an arm to its (round, AUROC) points."""
+    """A figure by round for each arm; `lines` maps an arm to its (round, figure) points."""
     with svg.style():
         figure, axes = svg.canvas(WIDTH, 220, (44, 42, 12, 10))
         for arm, line in lines.items():
@@ -64,14 +72,15 @@ def curve_panel(
                 markersize=4,
             )
         axes.set_ylim(lowest, 1.0)
-        axes.axhline(0.5, color=svg.COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
+        if metric == "AUROC":
+            axes.axhline(0.5, color=svg.COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("round")
-        axes.set_ylabel("AUROC")
+        axes.set_ylabel(metric)
         last = [f"{words.arm_label(arm)} {line[-1][1]:.3f}" for arm, line in lines.items() if line]
         described = f"At the last round: {'; '.join(last)}"
-        return svg.inline(figure, key, f"AUROC by round at {place}", described)
+        return svg.inline(figure, key, f"{metric} by round at {place}", described)
 
 
 def loss_curves(report: Report) -> Plate | None:
@@ -116,12 +125,10 @@ def wide(
     return tuple((*key, *(cells.get((key, column), missing) for column in columns)) for key in keys)
 
 
-def _line(points: list[CurvePoint], arm: str, hospital: str) -> list[tuple[int, float]]:
-    return [
-        (p.round, p.auroc)
-        for p in points
-        if p.arm == arm and p.hospital == hospital and p.auroc is not None
-    ]
+def _line(
+    points: list[tuple[CurvePoint, float]], arm: str, hospital: str
+) -> list[tuple[int, float]]:
+    return [(p.round, v) for p, v in points if p.arm == arm and p.hospital == hospital]
 
 
 def _thinned(points: list[LossPoint]) -> list[LossPoint]:

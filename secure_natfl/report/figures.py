@@ -37,6 +37,9 @@ ARM_MARKS = {
 }
 
 
+_SAID = {"auroc": "Area under the ROC curve", "dice": "Overlap of masks (Dice)"}
+
+
 @dataclass(frozen=True)
 class Panel:
     """One drawing under its heading."""
@@ -70,7 +73,9 @@ class Row:
 
 def rows_of(report: Report, hospital: str) -> list[Row]:
     """All arms scored at a hospital, personalised models site by site, in the reports' order."""
-    found = {"central": [_row("central", report.central.scores[hospital])]}
+    found: dict[str, list[Row]] = {}
+    if report.central is not None and hospital in report.central.scores:
+        found["central"] = [_row("central", report.central.scores[hospital])]
     found["personalised"] = [
         Row("personalised", f"Personalised, {client.name}", client.name, client.scores)
         for client in report.clients
@@ -83,28 +88,37 @@ def rows_of(report: Report, hospital: str) -> list[Row]:
 
 
 def hospital_dots(report: Report) -> Plate:
-    """AUROC with its interval: one panel per hospital, one row per model."""
-    rows = {hospital: rows_of(report, hospital) for hospital in report.central.scores}
-    drawn = {h: group for h, group in rows.items() if any(r.scores.auroc for r in group)} or rows
-    lowest = _floor(row.scores.auroc for group in rows.values() for row in group)
+    """AUROC, or Dice of masks, with its interval: one panel per hospital, one row per model."""
+    rows = {hospital: rows_of(report, hospital) for hospital in words.hospitals(report)}
+    metric = "dice" if any(client.scores.dice for client in report.clients) else "auroc"
+    name = formats.METRICS[metric]
+
+    def figure_of(row: Row) -> Interval | None:
+        found: Interval | None = getattr(row.scores, metric)
+        return found
+
+    drawn = {h: group for h, group in rows.items() if any(map(figure_of, group))} or rows
+    lowest = _floor(figure_of(row) for group in rows.values() for row in group)
     panels = []
     for index, (hospital, group) in enumerate(drawn.items()):
-        described = "; ".join(_described(row) for row in group)
+        values = [figure_of(row) for row in group]
+        described = "; ".join(map(_described, group, values))
         with svg.style():
             figure, axes = svg.canvas(WIDTH, ROW * len(group) + 52, (LABELS, 40, 48, 8))
-            _draw_rows(axes, group, lowest)
-            drawing = svg.inline(figure, f"dots{index}", f"AUROC at {hospital}", described)
+            _draw_rows(axes, group, values, name, lowest)
+            drawing = svg.inline(figure, f"dots{index}", f"{name} at {hospital}", described)
         panels.append(Panel(hospital, drawing))
     return Plate(
         "dots",
-        "Area under the ROC curve at each hospital, with 95 % bootstrap intervals over test units. "
-        "Green triangles are the personalised models, site by site. The dashed line is chance. "
-        "A hospital with one class is in the table alone.",
+        f"{_SAID[metric]} at each hospital, with 95 % bootstrap intervals over test units. "
+        "Green triangles are the personalised models, site by site. "
+        + ("" if metric == "dice" else "The dashed line is chance. ")
+        + "A hospital with one class is in the table alone.",
         tuple(panels),
-        ("Hospital", "Model", "AUROC", "Interval"),
+        ("Hospital", "Model", name, "Interval"),
         tuple(
-            (name, row.label, formats.score(row.scores.auroc), formats.bounds(row.scores.auroc))
-            for name, group in rows.items()
+            (hospital, row.label, formats.score(figure_of(row)), formats.bounds(figure_of(row)))
+            for hospital, group in rows.items()
             for row in group
         ),
     )
@@ -112,14 +126,15 @@ def hospital_dots(report: Report) -> Plate:
 
 def wire_dots(report: Report) -> Plate:
     """Bytes per site and round on a logarithmic axis, beside sending the models instead."""
-    wire = report.wire
+    wire, same = report.wire, "numbers" if report.leaves else "logits"
     amounts = [
         ("Upload", wire.upload_bytes, "central"),
-        ("Same logits, fp32", wire.fp32_bytes, "muted"),
+        (f"Same {same}, fp32", wire.fp32_bytes, "muted"),
         ("Download", wire.download_bytes, "central"),
         ("Opening", wire.opening_bytes, "central"),
     ]
     amounts += [(f"Send {name}", size, "local") for name, size in wire.model_fp32_bytes.items()]
+    amounts += [(f"Slots, {name}", size, "local") for name, size in wire.slots_model_bytes.items()]
     with svg.style():
         figure, axes = svg.canvas(WIDTH, ROW * len(amounts) + 52, (LABELS, 40, 62, 8))
         _rows_axis(axes, [name for name, _, _ in amounts])
@@ -136,10 +151,16 @@ def wire_dots(report: Report) -> Plate:
         drawing = svg.inline(figure, "wire0", "Bytes per site and round", listed)
     return Plate(
         "wire",
-        "Bytes per site and round: what this run sent (blue), the same logits without protection "
-        "(grey), and sending a model instead (orange). The axis is logarithmic.",
+        f"Bytes per site and round: what this run sent (blue), the same {same} without protection "
+        "(grey), and sending a model instead (orange)"
+        + (
+            ", in the clear or with every weight in a CKKS slot, 57 B a number and keys on top"
+            if wire.slots_model_bytes
+            else ""
+        )
+        + ". The axis is logarithmic.",
         (Panel("Per site and round", drawing),),
-        ("What", "Bytes", "Against fp32 logits"),
+        ("What", "Bytes", f"Against fp32 {same}"),
         tuple(
             (name, formats.number(size), formats.ratio(size, wire.fp32_bytes))
             for name, size, _ in amounts
@@ -151,19 +172,22 @@ def _row(arm: str, scores: Scores) -> Row:
     return Row(arm, words.arm_label(arm), words.arm_label(arm), scores)
 
 
-def _draw_rows(axes: Axes, rows: list[Row], lowest: float) -> None:
+def _draw_rows(
+    axes: Axes, rows: list[Row], values: list[Interval | None], metric: str, lowest: float
+) -> None:
     _rows_axis(axes, [row.short for row in rows])
     axes.set_xlim(lowest, 1.0)
     axes.xaxis.set_major_locator(MultipleLocator(0.1))
-    axes.axvline(0.5, color=svg.COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
-    axes.set_xlabel("AUROC")
-    for y, row in enumerate(rows):
-        _beside(axes, y, formats.score(row.scores.auroc))
-        if row.scores.auroc is not None:
+    if metric == "AUROC":
+        axes.axvline(0.5, color=svg.COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
+    axes.set_xlabel(metric)
+    for y, (row, value) in enumerate(zip(rows, values, strict=True)):
+        _beside(axes, y, formats.score(value))
+        if value is not None:
             colour = svg.COLOURS[ARM_COLOURS.get(row.arm, "muted")]
-            axes.plot([row.scores.auroc.low, row.scores.auroc.high], [y, y], color=colour, lw=2)
+            axes.plot([value.low, value.high], [y, y], color=colour, lw=2)
             mark, size = ARM_MARKS.get(row.arm, "o"), 9 if row.arm == "central" else 7
-            where = [row.scores.auroc.value], [y]
+            where = [value.value], [y]
             axes.plot(*where, mark, color=colour, markersize=size, clip_on=False)
 
 
@@ -189,9 +213,9 @@ def _short(label: str, most: int = 19) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
-def _described(row: Row) -> str:
-    interval = formats.bounds(row.scores.auroc)
-    return f"{row.label} {formats.score(row.scores.auroc)}" + (f" ({interval})" if interval else "")
+def _described(row: Row, value: Interval | None) -> str:
+    interval = formats.bounds(value)
+    return f"{row.label} {formats.score(value)}" + (f" ({interval})" if interval else "")
 
 
 def axis_start(values: Iterable[float]) -> float:

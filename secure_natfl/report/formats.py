@@ -1,10 +1,41 @@
 """How figures are spelt in every report; the templates use these as filters."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from secure_natfl.report.model import Interval
+from secure_natfl.report.model import Interval, Scores
 
 NOT_DEFINED = "n/a"
+
+METRICS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "ece": "ECE",
+    "dice": "Dice",
+}
+"""Fields of `Scores` and the headings of their columns."""
+
+
+def metrics_shown(scores: Sequence[Scores]) -> list[str]:
+    """The fields of `Scores` that a table of these has columns for.
+
+    Masks have Dice alone; accuracy stands where some score has it, the others always.
+    """
+    masks = [one.dice is not None for one in scores]
+    if masks and all(masks):
+        return ["dice"]
+    further = {
+        "accuracy": any(one.accuracy is not None for one in scores),
+        "dice": any(masks),
+    }
+    return [metric for metric in METRICS if further.get(metric, True)]
+
+
+def metric_columns(metrics: Sequence[str]) -> list[str]:
+    """The headings of these columns, marked as numbers."""
+    return [f"#{METRICS[metric]}" for metric in metrics]
 
 
 def epsilon(value: float | str | None) -> str:

@@ -45,14 +45,33 @@ class Interval(Record):
 
 
 class Scores(Record):
-    """Figures on `n` test units; `None` where undefined, shown as "n/a" (one class only)."""
+    """Figures on `n` test units; `None` where undefined, shown as "n/a" (one class only).
+
+    `accuracy`: share of images whose most probable class is right, where an image has one class.
+    `dice`: of masks, mean over images and the classes in front of the background, leaving out those
+    that neither the truth nor the prediction shows; a mask has no other figure.
+    """
 
     auroc: Interval | None
     auprc: Interval | None
     balanced_accuracy: Interval | None
     ece: Interval | None
+    accuracy: Interval | None = None
+    dice: Interval | None = None
     n: Count
     unit: Unit
+
+
+class Holding(Record):
+    """What one simulated site trains on: class → images, or pixels of its masks.
+
+    A real site's counts are its own affair and are in no report but its own.
+    """
+
+    site: str
+    task: str
+    counted: Literal["images", "pixels"]
+    counts: dict[str, Count]
 
 
 class Aggregation(Record):
@@ -132,8 +151,8 @@ class Privacy(Record):
 class Client(Record):
     """One site: its data, its personalised model, its weight and its own privacy loss.
 
-    `scores` are those of the personalised model on the hospital's test part, which simulated
-    sites of one hospital share.
+    `scores` are those of the personalised model: of NatIMG-FL on the hospital's test part, which
+    simulated sites of one hospital share, of other systems on the site's own.
     """
 
     name: str
@@ -170,12 +189,13 @@ class Baseline(Record):
 
 
 class CurvePoint(Record):
-    """AUROC of one arm ("central", "personalised", "local_only", …) after a round."""
+    """AUROC, or Dice of masks, of one arm ("central", "personalised", …) after a round."""
 
     arm: str
     hospital: str
     round: Count
     auroc: FiniteFloat | None
+    dice: FiniteFloat | None = None
 
 
 class LossPoint(Record):
@@ -207,7 +227,8 @@ class Wire(Record):
     `upload_bytes` and `download_bytes` are all that a client sends and receives in a round, key
     shares and its part in opening included. `fp32_bytes` is 4 × the released logits of one client
     and round; `model_fp32_bytes` what one client would send in the same round if it sent its
-    model as fp32 instead.
+    model as fp32 instead. `slots_model_bytes`: the same with every weight in a CKKS slot, degree
+    8192 and moduli of 60, 40 and 60 bits, at 57 B a number as serialised; keys come on top.
     """
 
     upload_bytes: Count
@@ -215,6 +236,7 @@ class Wire(Record):
     download_bytes: Count
     opening_bytes: Count
     model_fp32_bytes: dict[str, Count]
+    slots_model_bytes: dict[str, Count] = {}
     by_message: dict[str, MessageTotal]
 
 
@@ -278,12 +300,17 @@ class Report(Headline):
     """The consortium's report of one run: only what may be shared among all parties."""
 
     parts: dict[str, bool]
+    traits: dict[str, int | FiniteFloat | str] = {}
+    """Further figures of the system, such as sizes and ratios, under their names."""
+    leaves: str = ""
+    """What leaves a site in a round, where that is no answers on public images."""
     aggregation: Aggregation
     aggregate_sha256: tuple[Sha256, ...]
     absent: tuple[Absence, ...]
     privacy: Privacy
     clients: tuple[Client, ...]
-    central: Central
+    central: Central | None = None
+    """None where a system has no shared model."""
     baselines: dict[str, Baseline]
     curves: tuple[CurvePoint, ...]
     losses: tuple[LossPoint, ...]
@@ -293,5 +320,8 @@ class Report(Headline):
     exposure: tuple[Exposure, ...]
     uncovered_releases: tuple[UncoveredRelease, ...]
     environment: dict[str, str]
-    proxy: Proxy
+    proxy: Proxy | None = None
+    """None where no public image is asked."""
     proxy_samples: tuple[PngUri, ...] = ()
+    holdings: tuple[Holding, ...] = ()
+    """Of simulated sites alone."""

@@ -14,7 +14,15 @@ from markupsafe import Markup
 
 from protocols.errors import RunFolderError
 from secure_natfl.leakage.record import AttackReport
-from secure_natfl.report import attack_words, curves, figures, formats, site_figures, words
+from secure_natfl.report import (
+    attack_words,
+    curves,
+    figures,
+    formats,
+    holding_figures,
+    site_figures,
+    words,
+)
 from secure_natfl.report.model import Report
 from secure_natfl.report.site_model import SiteReport
 
@@ -64,6 +72,8 @@ def report_html(report: Report, attacks: AttackReport | None = None) -> str:
             curves=curves.learning_curves(report),
             losses=curves.loss_curves(report),
             wire=figures.wire_dots(report),
+            holdings=holding_figures.who_holds_what(report),
+            left_out=holding_figures.left_out(report),
             rows_of=figures.rows_of,
             attacks=attacks,
             attack_words=attack_words,

@@ -12,6 +12,7 @@ ARM_LABELS = {
     "local_only": "Local only",
     "plain_mean": "Plain mean",
     "noise_proxies": "Noise images",
+    "in_domain_proxies": "Own X-rays",
     "pooled": "Pooled data",
 }
 """Short names for figures, in the order in which reports list the arms."""
@@ -54,16 +55,29 @@ def why_not_private(headline: Headline, epsilon: Epsilon) -> tuple[str, ...]:
 
 def what_left(report: Report) -> str:
     """The sentence on what stays and what leaves."""
-    aggregation, proxy = report.aggregation, report.proxy
+    aggregation = report.aggregation
     noise = "without noise" if report.privacy.epsilon == "inf" else "clipped, covered by noise"
     if report.privacy.t is None:
         noise = "given by models trained under noise"
+        if report.leaves:
+            noise = "computed from models trained under noise"
     opened = _opened(aggregation.kind, aggregation.custody)
     return (
-        f"A hospital's images stay with it. What leaves in each round is its models' answers "
-        f"(logits) to {formats.number(proxy.asked_per_round)} public natural images, {noise}, "
+        f"A hospital's images stay with it. What leaves in each round is {_said(report)}, {noise}, "
         f"and {opened}."
     )
+
+
+def _said(report: Report) -> str:
+    if report.leaves or report.proxy is None:
+        return report.leaves
+    asked = formats.number(report.proxy.asked_per_round)
+    return f"its models' answers (logits) to {asked} public natural images"
+
+
+def hospitals(report: Report) -> list[str]:
+    """The hospitals of a run, in the order of its sites."""
+    return list(dict.fromkeys(client.hospital for client in report.clients))
 
 
 def what_epsilon(report: Report) -> str:
@@ -134,6 +148,8 @@ def _opened(kind: str, custody: str) -> str:
 
 def _auroc_tile(report: Report) -> Tile:
     label = "AUROC, weakest hospital"
+    if report.central is None or any(client.scores.dice for client in report.clients):
+        return _personal_tile(report)
     known = {name: s for name, s in report.central.scores.items() if s.auroc is not None}
     if not known:
         return Tile(label, formats.NOT_DEFINED, "No hospital's test part holds two classes.")
@@ -145,6 +161,19 @@ def _auroc_tile(report: Report) -> Tile:
     undefined = [hospital for hospital in report.central.scores if hospital not in known]
     note += f" Not defined at {', '.join(undefined)}." if undefined else ""
     return Tile(label, formats.score(known[name].auroc), note)
+
+
+def _personal_tile(report: Report) -> Tile:
+    """Of runs without a shared model, or of masks: the weakest site's own model."""
+    for field in ("auroc", "dice", "accuracy"):
+        found = {c.name: getattr(c.scores, field) for c in report.clients}
+        known = {name: interval for name, interval in found.items() if interval is not None}
+        if known:
+            name = min(known, key=lambda site: known[site].value)
+            label = f"{formats.METRICS[field]}, weakest site"
+            note = f"Personalised model of {name} ({formats.bounds(known[name])})."
+            return Tile(label, formats.score(known[name]), note)
+    return Tile("AUROC, weakest site", formats.NOT_DEFINED, "No test part holds two classes.")
 
 
 def _with_bounds(scores: Scores) -> str:
@@ -173,7 +202,8 @@ def _epsilon_tile(report: Report) -> Tile:
 
 def _bytes_tile(report: Report) -> Tile:
     wire = report.wire
-    note = f"{formats.ratio(wire.upload_bytes, wire.fp32_bytes)} the same logits as fp32"
+    same = "numbers" if report.leaves else "logits"
+    note = f"{formats.ratio(wire.upload_bytes, wire.fp32_bytes)} the same {same} as fp32"
     sizes = wire.model_fp32_bytes.values()
     if sizes and min(sizes) > 0:
         low = formats.ratio(wire.upload_bytes, min(sizes))

@@ -26,16 +26,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocols.quantize import Layout, Segment
-from secure_natfl.config import Config, DpSgd, NatImg
+from secure_natfl.config import Config, speaks_by_head
 from secure_natfl.federation import Federation, Site
 from secure_natfl.fine_tuning import LocalLoss, Target, Teacher, distil, fine_tune, fresh
 from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch
 from secure_natfl.models import Network
 from secure_natfl.personal import answering
 from secure_natfl.seeds import Seeds
+from secure_natfl.system_tables import NatImg
 from secure_natfl.systems.betas import BETAS, Answer
-from secure_natfl.systems.private_head import Begin, PrivateHead, private_answer
-from secure_natfl.systems.speaking import Speaking, heads_answer, network_answer, train_heads
+from secure_natfl.systems.private_head import Begin, PrivateHead, frozen_features, head_answer
+from secure_natfl.systems.speaking import (
+    PublicBackbone,
+    Speaking,
+    heads_answer,
+    network_answer,
+    train_heads,
+)
 from secure_natfl.training import Progress, Schedule, answers_of, features_of, logits_of
 
 NAME = "natimg-fl"
@@ -96,13 +103,14 @@ class NatImgFL:
     """
 
     def __init__(self, config: Config, federation: Federation, seeds: Seeds) -> None:
-        self.options: NatImg = config.system
+        self.options: NatImg = config.natimg
         self.federation, self.seeds = federation, seeds
-        self.heads = list(federation.groups) if config.system.heads == "group" else ["all"]
+        self.heads = list(federation.groups) if config.natimg.heads == "group" else ["all"]
         self._batch = config.models.batch
-        self._beta = BETAS[config.system.beta]
+        self._beta = BETAS[config.natimg.beta]
         self._asked = config.proxies.per_round
-        self._linear = isinstance(config.privacy, DpSgd) and config.privacy.layers == "head"
+        self._linear = speaks_by_head(config.privacy)
+        self._public: PublicBackbone | None = None
 
     def group_of(self, site: Site) -> str:
         """The one aggregate that a site enters."""
@@ -131,6 +139,15 @@ class NatImgFL:
             per_class = self.options.beta == "class"
             segments.append(Segment("denominators", rows, classes if per_class else 1))
         return Layout(tuple(segments))
+
+    def recall(self, public: PublicBackbone) -> None:
+        """The central model's public backbone, with its features of all natural images.
+
+        Linear answers never change that backbone: whoever plays a run hands it in once, and no
+        image goes through the network twice. Nothing is kept for other answers.
+        """
+        if self._linear:
+            self._public = public
 
     # At a site, upwards.
 
@@ -166,7 +183,11 @@ class NatImgFL:
                 network = self._private_network(
                     speaking, speaking.head, round_number, returned, begin
                 )
-                return private_answer(network, asked, multi_label=speaking.head.multi_label)
+                if self._linear and images is None:
+                    features = speaking.backbone.raw[rows]
+                else:
+                    features = features_of(network.backbone, asked)
+                return head_answer(network, features, multi_label=speaking.head.multi_label)
             network = self._speaking_network(speaking, returned, generator)
             return network_answer(network, speaking.site, asked)
         backbone, multi_label = speaking.backbone, self.federation.task.multi_label
@@ -262,6 +283,7 @@ class NatImgFL:
             naturals.labels[released.rows] if images is None else None,
             torch.tensor([released.signal_to_noise[g] for g in self.heads]),
             self._linear,
+            None if images is not None else self._recalled(released.rows),
         )
         return distil(
             central,
@@ -275,8 +297,15 @@ class NatImgFL:
 
     def returned(self, central: Network, rows: Rows, group: str) -> Returned:
         """What the server returns to a group: its head's answers on every proxy asked so far."""
-        logits = logits_of(central, self.federation.naturals.images[rows])
-        return Returned(rows, logits[:, self.heads.index(group)])
+        features = self._recalled(rows)
+        if features is None:
+            logits = logits_of(central, self.federation.naturals.images[rows])
+        else:
+            logits = central.answers(features)[0]
+        return Returned(rows, logits[:, self.heads.index(group)].detach())
+
+    def _recalled(self, rows: Rows) -> Tensor | None:
+        return None if self._public is None else self._public.raw[rows]
 
     # At a site, downwards.
 
@@ -305,7 +334,10 @@ class NatImgFL:
     def answering(self, personal: Network, site: Site, central: Network) -> Network:
         """What a site uses after `personalise`: its own network, beside the central one or not."""
         head = self.heads.index(self.group_of(site))
-        return answering(personal, central, head, site.train, site.train_patients)
+        features = None
+        if self._public is not None:
+            features = frozen_features(self._public.network, site.train.images)
+        return answering(personal, central, head, site.train, site.train_patients, features)
 
     def _downward(self, personal: Network, central: Network, rows: Rows) -> Tensor | None:
         """w↓ = r_F/(r_F + r_k) per sample, r = exp(−CE/2) of the natural heads; never leaves."""
@@ -349,7 +381,10 @@ class NatImgFL:
         drawn = self.seeds.protective(os.urandom, "drawn images", site, round_number)
         raw = speaking.backbone.raw
         known = None if returned is None else Knowledge(raw[returned.rows], returned.logits)
-        head.train(network, self.federation.naturals.images, raw, known, begin, drawn)
+        features = None
+        if head.layers == "head":
+            features = frozen_features(speaking.backbone.network, head.cohort.tensors[0])
+        head.train(network, self.federation.naturals.images, raw, known, begin, drawn, features)
         return network
 
     def _speaking_network(

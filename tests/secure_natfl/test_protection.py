@@ -465,7 +465,7 @@ def test_a_session_is_told_apart_by_everything_it_rests_on(world, tiny):
         session_of(world.config, world.federation, "other"),
         session_of(tiny("privacy.clip=21"), world.federation, "n"),
         session_of(
-            world.config, dataclasses.replace(world.federation, natural_records=naturals), "n"
+            world.config, dataclasses.replace(world.federation, pool=naturals), "n"
         ),
     }
     assert len(others | {base}) == 4
