@@ -6,6 +6,7 @@ in memory only. After a crash the stored answers are returned, and the rest need
 """
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -161,8 +162,8 @@ class Holding(ABC):
             return False
 
     def _log(self, error: NatflError) -> None:
-        """Keep the reason on this side; nobody else learns it."""
-        with self._refusals.open("a", encoding="utf-8") as file:
+        """Keep the reason on this side; nobody else learns it. A full disk stops no refusal."""
+        with suppress(OSError), self._refusals.open("a", encoding="utf-8") as file:
             file.write(f"{error}\n")
 
 

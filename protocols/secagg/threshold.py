@@ -243,5 +243,6 @@ def _request(blob: bytes) -> OpeningRequest:
 def _opened_by(blob: bytes) -> Opened:
     """The plan by which an opening says that it was made; the caller verifies the opening."""
     message = outline(blob)
-    assert isinstance(message, Opening)  # noqa: S101 - our own, just sealed or recalled
+    if not isinstance(message, Opening):
+        raise ProtocolError("message is no opening", where=message.sender)
     return Opened(group=message.group, attempt=message.attempt, plan=message.plan)
