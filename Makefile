@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup run test nightly lint bench notebook clean
+.PHONY: setup run demo-deploy test nightly lint bench notebook clean
 
 setup: $(READY)
 
@@ -14,6 +14,10 @@ $(READY): pyproject.toml
 
 run: $(READY)
 	$(BIN)/natfl run demo
+
+demo-deploy: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[flower]'
+	$(BIN)/python -m secure_natfl.deploy.demo runs/demo-deploy
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from protocols.errors import ConfigError, NatflError, RunFolderError
 from secure_natfl import __version__
+from secure_natfl.deploy.command import app as deploy
 
 app = typer.Typer(
     help="Privacy-hardened federated learning for medical images over natural images.",
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(deploy, name="deploy")
 console = Console()
 
 Source = Annotated[str, typer.Argument(help="A TOML file, or a preset's name.")]

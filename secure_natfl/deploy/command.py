@@ -1,0 +1,192 @@
+"""`natfl deploy`: a federation on real machines, one folder per party."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from protocols.errors import ConfigError, RunFolderError
+
+app = typer.Typer(help="Play a federation between machines, over Flower.", no_args_is_help=True)
+console = Console()
+
+Folder = Annotated[Path, typer.Argument(help="The party's own folder, named as the party.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Without TLS; on this machine alone, for trying out.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+_LOOK = 1.0
+
+
+@app.command()
+def keys(
+    source: Annotated[
+        Path | None, typer.Argument(help="The shared configuration, all hospitals remote.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The kit: a folder with one folder per party.")] = Path(
+        "kit"
+    ),
+    own: Annotated[
+        str, typer.Option(help="Make this party's own keys only, and its public.json.")
+    ] = "",
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address of the server; may be repeated.")
+    ] = None,
+    public: Annotated[
+        list[Path] | None, typer.Option(help="A party's public.json; may be repeated.")
+    ] = None,
+    holder: Annotated[
+        list[str] | None,
+        typer.Option(help="An independent key holder; may be repeated. Default: the sites."),
+    ] = None,
+) -> None:
+    """Make keys, certificates, and the enrolment list that the consortium signs."""
+    from secure_natfl.deploy.kit import PUBLIC, make_kit, own_keys, read_public
+
+    if own:
+        own_keys(out / own)
+        _say(f"Wrote {out / own}. Hand {out / own / PUBLIC} to the consortium, nothing else.")
+        return
+    if source is None:
+        raise ConfigError("no configuration was named", where="natfl deploy keys")
+    given = {one.name: one for one in map(read_public, public or [])}
+    made = make_kit(source, out, host or ["localhost", "127.0.0.1"], given, holder or [])
+    _say(f"Session {made.session}: {len(made.enrolment.clients)} sites.")
+    _say(f"Public images: {made.enrolment.proxies} (each site's policy must name it)")
+    _say(f"Keep {out / 'consortium'} off the network; hand every party its own folder.")
+
+
+@app.command()
+def server(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8443,
+    insecure: Insecure = False,
+) -> None:
+    """Coordinate the session of this folder, or go on with it, until its report is written."""
+    from secure_natfl.deploy import launch
+
+    folder = folder.resolve()
+    outcome = folder / launch.OUTCOME
+    if launch.running(folder):
+        raise RunFolderError(
+            "this server is at work already", where=str(folder), fix="natfl deploy stop first"
+        )
+    outcome.unlink(missing_ok=True)
+    launch.forget(folder)
+    launch.start_link(folder, host, port, insecure=insecure)
+    try:
+        launch.register(folder, host, port, insecure=insecure)
+        launch.submit(folder)
+        _say(f"Listening on {host}:{port}; what happens is in {folder / launch.LOG}")
+        said = _awaited(outcome, lambda: _works(folder))
+    finally:
+        launch.stop(folder)
+    kind, _, rest = said.partition(" ")
+    if kind != "report":
+        raise RunFolderError("the session ended in an error", where=str(folder), why=rest)
+    _say(f"Report: {rest}")
+
+
+@app.command()
+def client(
+    folder: Folder,
+    server: Annotated[str, typer.Option(help="The server, as host:port.")],
+    port: Annotated[int, typer.Option(help="A free port of this machine, for Flower.")] = 9094,
+    insecure: Insecure = False,
+) -> None:
+    """Take part as a site, in the background: its own process, and Flower's beside it."""
+    _take_part(folder, server, port, insecure=insecure)
+
+
+@app.command()
+def holder(
+    folder: Folder,
+    server: Annotated[str, typer.Option(help="The server, as host:port.")],
+    port: Annotated[int, typer.Option(help="A free port of this machine, for Flower.")] = 9094,
+    insecure: Insecure = False,
+) -> None:
+    """Take part as an independent key holder, in the background."""
+    _take_part(folder, server, port, insecure=insecure)
+
+
+@app.command()
+def status(folder: Folder, as_json: AsJson = False) -> None:
+    """How a party stands, from its disk."""
+    from secure_natfl.deploy.status import status as found
+
+    said = found(folder.resolve())
+    if as_json:
+        typer.echo(json.dumps(said, indent=2))
+        return
+    for name, value in said.items():
+        console.print(f"{name:16} {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def doctor(
+    folder: Folder,
+    server: Annotated[str, typer.Option(help="The server, as host:port, to try it.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check versions, clock, certificates, keys, disk, images and policy before the start."""
+    from secure_natfl.deploy.doctor import examine
+
+    found = examine(folder.resolve(), server)
+    if as_json:
+        typer.echo(json.dumps([one._asdict() for one in found], indent=2))
+    else:
+        for one in found:
+            mark = "ok   " if one.holds else "FAULT"
+            console.print(
+                f"{mark} {one.what}: {one.said}", soft_wrap=True, highlight=False, markup=False
+            )
+    raise typer.Exit(0 if all(one.holds for one in found) else 1)
+
+
+@app.command()
+def stop(folder: Folder) -> None:
+    """End what was started from this folder, and nothing else."""
+    from secure_natfl.deploy import launch
+
+    ended = launch.stop(folder.resolve())
+    _say(f"Ended: {', '.join(ended) or 'nothing was running'}")
+
+
+def _take_part(folder: Path, server: str, port: int, *, insecure: bool) -> None:
+    from secure_natfl.deploy import launch
+
+    folder = folder.resolve()
+    launch.check_insecure(server.rpartition(":")[0], insecure=insecure)
+    alive = launch.running(folder)
+    if "party" not in alive:
+        launch.start_party(folder)
+    if "supernode" not in alive:
+        launch.start_node(folder, server, port, insecure=insecure)
+    _say(f"{folder.name} takes part; natfl deploy status {folder}")
+
+
+def _awaited(file: Path, lives: Callable[[], bool]) -> str:
+    while not file.exists():
+        if not lives():
+            return "error a process of the server ended: look into superlink.log"
+        time.sleep(_LOOK)
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _works(folder: Path) -> bool:
+    """Whether the SuperLink runs, and the coordinator too if it ever did."""
+    from secure_natfl.deploy import launch
+
+    needed = {"superlink", launch.COORDINATOR} & set(launch.recorded(folder))
+    return needed <= set(launch.running(folder)) or (folder / launch.OUTCOME).exists()
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
