@@ -4,6 +4,7 @@
     python -m benchmarks.fedmic run   --data /work/packs --out runs.jsonl --seeds 0 1 2 3 4
     python -m benchmarks.fedmic sweep --data /work/packs --out sweep.jsonl --seeds 0 1 2
     python -m benchmarks.fedmic cost  --data /work/packs
+    python -m benchmarks.fedmic wire  --data /work/packs
     python -m benchmarks.fedmic table --out runs.jsonl
 
 Every arm has the same network, start, epochs and batches, a learning rate that falls along a
@@ -32,6 +33,7 @@ from scipy.stats import t as student_t
 from torch import nn
 
 from protocols.errors import ConfigError, DataError
+from secure_natfl.check import check
 from secure_natfl.config import Config
 from secure_natfl.data.splits import split
 from secure_natfl.dual_distillation import Lessons, Pair, dual_loss
@@ -53,6 +55,12 @@ CUTS: Final[dict[str, dict[str, Any]]] = {
 ROUNDS, BATCH, SIZE = 12, 64, 28
 NETWORK: Final = "secure_natfl.small_network:small"
 TUNED_ON, TUNING_SEED = ("brainmri",), 1000
+
+AGGREGATIONS: Final = (
+    {"kind": "plain"},
+    {"kind": "ckks", "custody": "decryptor"},
+    {"kind": "ckks", "custody": "threshold"},
+)
 
 Arm = dict[str, Any]
 TRIALS: Final[dict[str, list[Arm]]] = {
@@ -282,12 +290,29 @@ def cost(root: Path) -> None:
         write(None, {"arm": arm, **vars(found), "memory": found.memory_bytes, "peak_rss_mib": peak})
 
 
+def wire(root: Path) -> None:
+    """Bytes that a site sends in a round, as `natfl check` counts them: brainmri, ten sites."""
+    for network in (NETWORK, "test_resnet", "resnet18"):
+        for aggregation in AGGREGATIONS:
+            found: dict[str, int] = {}
+            for arm in ("fedavg", "fedmic"):
+                config = configured(root, "brainmri", "dirichlet", 0, arm, CHOSEN[arm])
+                raw = config.model_dump()
+                raw["aggregation"], raw["models"]["central"] = aggregation, network
+                raw["data"]["hospitals"][0]["architectures"] = [network]
+                found[arm] = check(Config.model_validate(raw)).upload_bytes
+            ratio = found["fedavg"] / found["fedmic"]
+            write(None, {"network": network, **aggregation, **found, "ratio": round(ratio, 1)})
+
+
 def _supervised(network: nn.Module, batch: Examples) -> torch.Tensor:
     logits = network(batch.images)
     return record_losses(logits, batch.targets, batch.known, multi_label=False).mean()
 
 
 def _together(pair: Pair, batch: Examples) -> torch.Tensor:
+    """A step of the student; one of the teacher costs as much."""
+    pair.teacher.requires_grad_(False)
     teacher, student = pair(batch.images)
     return dual_loss(teacher, student, batch, Lessons())
 
@@ -301,13 +326,13 @@ def table(out: Path) -> None:
                 for arm in dict.fromkeys(x["arm"] for x in mine)}  # fmt: skip
         print(f"\n{pack}, {cut}: arm | accuracy, % | FedMIC less this arm")  # noqa: T201
         for arm, found in arms.items():
-            shared = sorted(found.keys() & arms["fedmic"].keys())
-            less = [arms["fedmic"][seed] - found[seed] for seed in shared]
+            ours = arms.get("fedmic", {})
+            less = [ours[seed] - found[seed] for seed in sorted(found.keys() & ours.keys())]
             print(f"| {arm} | {interval(list(found.values()))} | {interval(less)} |")  # noqa: T201
 
 
 def interval(values: list[float]) -> str:
-    """Mean ± half the 95 % interval of Student's t."""
+    """Mean ± half the 95 % interval of Student's t; one value as it is."""
     if len(values) < 2:
         return " ".join(f"{value:.1f}" for value in values)
     half = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
@@ -334,7 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["tune", "run", "sweep", "cost", "table"])
+    parser.add_argument("what", choices=["tune", "run", "sweep", "cost", "wire", "table"])
     parser.add_argument("--data", type=Path, default=Path())
     parser.add_argument("--out", type=Path, default=Path("fedmic.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -349,6 +374,8 @@ def main() -> None:
         sweep(asked.data, asked.out, asked.seeds)
     elif asked.what == "cost":
         cost(asked.data)
+    elif asked.what == "wire":
+        wire(asked.data)
     else:
         table(asked.out)
 

@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -208,24 +207,27 @@ def say(line: str) -> None:
 
 
 def table(file: Path) -> None:
-    """Means over seeds per domain, and one paired test over the domains' means."""
+    """Means over seeds per domain, and paired tests over the domains' means of shared seeds."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    last = {(one["how"], one["arm"], one["site"], one["seed"]): one["score"] for one in lines}
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for (how, arm, site, _), score in last.items():
-        found.setdefault((how, arm, site), []).append(score)
     sites = list(dict.fromkeys(line["site"] for line in lines))
     for how in ("probe", "tuned"):
-        say(f"\n| {how} | {' | '.join(sites)} | mean |\n|{'---|' * (len(sites) + 2)}")
-        means: dict[str, Any] = {}
-        for arm in dict.fromkeys(line["arm"] for line in lines):
-            cells = [found.get((how, arm, site), [np.nan]) for site in sites]
-            means[arm] = np.array([np.mean(cell) for cell in cells])
-            shown = [f"{np.mean(c):.3f} ± {np.std(c, ddof=min(1, len(c) - 1)):.3f}" for c in cells]
-            say(f"| {arm} ({len(cells[0])}) | {' | '.join(shown)} | {means[arm].mean():.3f} |")
+        say(f"\n| {how} (seeds) | {' | '.join(sites)} | mean |\n|{'---|' * (len(sites) + 2)}")
+        found: dict[tuple[str, int], dict[str, float]] = {}
+        for one in (line for line in lines if line["how"] == how):
+            found.setdefault((one["arm"], one["seed"]), {})[one["site"]] = one["score"]
+        whole: dict[str, dict[int, list[float]]] = {}
+        for (arm, seed), scores in found.items():
+            if len(scores) == len(sites):
+                whole.setdefault(arm, {})[seed] = [scores[site] for site in sites]
+        for arm, seeds in whole.items():
+            rows = np.array(list(seeds.values()))
+            apart = rows.std(0, ddof=min(1, len(rows) - 1))
+            cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(rows.mean(0), apart, strict=True)]
+            say(f"| {arm} ({len(rows)}) | {' | '.join(cells)} | {rows.mean():.3f} |")
         for arm, other in PAIRS:
-            if arm in means and other in means and np.isfinite(means[arm] - means[other]).all():
-                say(compared(arm, other, means[arm] - means[other]))
+            if shared := sorted(whole.get(arm, {}).keys() & whole.get(other, {}).keys()):
+                gains = [np.subtract(whole[arm][s], whole[other][s]) for s in shared]
+                say(compared(arm, other, np.mean(gains, axis=0)))
 
 
 PAIRS = (
@@ -282,8 +284,10 @@ def append(file: Path, scores: Iterator[Score]) -> None:
 def finished(file: Path, sites: int) -> set[tuple[int, str]]:
     """Seed and arm of what is whole in the file: a probe and a fine-tuning at every site."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    count = Counter((line["seed"], line["arm"]) for line in lines)
-    return {key for key, found in count.items() if found >= 2 * sites}
+    found: dict[tuple[int, str], set[str]] = {}
+    for line in lines:
+        found.setdefault((line["seed"], line["arm"]), set()).add(line["site"] + line["how"])
+    return {key for key, scores in found.items() if len(scores) == 2 * sites}
 
 
 if __name__ == "__main__":

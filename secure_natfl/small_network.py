@@ -12,7 +12,7 @@ _GROUPS = 8
 
 
 def small() -> nn.Module:
-    """Grey images [n, 1, S, S] → features [n, 64]; 60,000 weights, a quarter of S at the end.
+    """Grey images [n, 1, S, S] → features [n, 64], over 60,000 weights.
 
     Four 3 × 3 convolutions of 16, 32, 64 and 64 channels, the first three with stride 2.
     """

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one step: trained weights, bytes that wait for the backward pass, operations.
+    """Of one step: weights that train and that rest, bytes that wait for the backward pass, FLOPs.
 
     activation_bytes: tensors kept between forward and backward pass, each storage once, without
     the weights. flops: of matrix products and convolutions, forward and backward; a multiplication
@@ -24,13 +24,14 @@ class StepCost:
     """
 
     parameters: int
+    resting: int
     activation_bytes: int
     flops: int
 
     @property
     def memory_bytes(self) -> int:
-        """Weights, gradients and Adam's two moments in 32 bits, and the activations."""
-        return 16 * self.parameters + self.activation_bytes
+        """Weights, gradients and Adam's two moments in 32 bits, resting weights, activations."""
+        return 16 * self.parameters + 4 * self.resting + self.activation_bytes
 
 
 def step_cost(network: nn.Module, loss: Callable[[], Tensor]) -> StepCost:
@@ -52,5 +53,7 @@ def step_cost(network: nn.Module, loss: Callable[[], Tensor]) -> StepCost:
         value = loss()
         value.backward()  # type: ignore[no-untyped-call]
     network.zero_grad(set_to_none=True)
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return StepCost(trained, sum(waiting.values()), int(counter.get_total_flops()))
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    trained = sum(size for size, trains in sizes if trains)
+    rest = sum(size for size, trains in sizes if not trains)
+    return StepCost(trained, rest, sum(waiting.values()), int(counter.get_total_flops()))

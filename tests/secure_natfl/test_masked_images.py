@@ -104,7 +104,7 @@ def test_every_token_returns_to_its_place():
 
 def test_learning_beats_the_mean_of_a_patch_on_images_never_seen():
     network = autoencoder()
-    learn_masked(network, textures(256), 25, 32, generator())
+    learn_masked(network, textures(128), 25, 16, generator())
     order = shuffled(64, 16, generator(1))
     with torch.no_grad():
         loss = network(textures(64, seed=5), order).mean()
