@@ -73,7 +73,11 @@ class Schedule:
         return self.cohorts[opening // len(self.agreed)]
 
     def groups(self, opening: int) -> list[Group]:
-        """The groups of an opening's plan; a group that no site of the cohort is in is left out."""
+        """The groups of an opening's plan; a group that no site of the cohort is in is left out.
+
+        Sums of one round that speak of the same updates are opened whole or not at all: a site in
+        one of them and not in the next would be told by what they differ in.
+        """
         terms, cohort = self.at(opening).terms, set(self.cohort(opening))
         found = {
             group: [site for site in sites if site in cohort]
@@ -84,7 +88,7 @@ class Schedule:
                 name=group,
                 participants=tuple(sites),
                 alphas=tuple(terms.alphas[site] for site in sites),
-                least=terms.least[group],
+                least=terms.least[group] if len(self.agreed) == 1 else len(sites),
             )
             for group, sites in found.items()
             if sites

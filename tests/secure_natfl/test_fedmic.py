@@ -21,6 +21,7 @@ from secure_natfl.plain_models import started
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.seeds import Seeds
 from secure_natfl.summed_run import SummedRun
+from secure_natfl.summed_terms import agree_sums
 from secure_natfl.systems.fedmic import FedMic, make
 from secure_natfl.systems.summed import Summed, Vector
 from secure_natfl.toml_config import load
@@ -353,3 +354,13 @@ def test_teachers_start_where_every_baseline_starts(federation):
     start = started(config, federation, SMALL, federation.task, Seeds.of_study(0))
     for site in federation.sites:
         np.testing.assert_array_equal(weights(system.answering(site)), weights(start))
+
+
+def test_sums_of_one_round_are_opened_whole_or_not_at_all(federation: Federation) -> None:
+    """Without one site in the second sum, the two would differ by numbers of its update."""
+    config = configured()
+    agreed = agree_sums(config, federation, make(config, federation, Seeds.of_study(0)))
+    assert len(agreed.agreed) == 2
+    for opening in range(agreed.openings):
+        (group,) = agreed.groups(opening)
+        assert group.least == len(group.participants) == 4

@@ -27,7 +27,7 @@ from secure_natfl.surgery import trainable
 from secure_natfl.systems.pppml_hmi import PppmlHmi, make
 from secure_natfl.systems.summed import Summed
 
-SIZE, SEEDS = 32, Seeds.of_study(3)
+SIZE, SEEDS = 16, Seeds.of_study(3)
 
 
 def config_of(**changes: Any) -> Config:
@@ -212,16 +212,19 @@ def test_float32_masks_lose_a_small_update_and_the_ring_s_integers_do_not() -> N
     assert 1.5 * mechanism.step < 0.1 * 1e-3
 
 
-def digest_of(kind: str, folder: Path) -> list[str]:
-    ledgers = {"folder": str(folder / kind / "ledgers")}
-    config = config_of(aggregation={"kind": kind}, ledger=ledgers, system={"own_steps": 0})
-    run = RunFolder.open(folder / kind / "run", config, "", resume=False)
+def digest_of(kind: dict[str, str], folder: Path) -> list[str]:
+    ledgers = {"folder": str(folder / "ledgers")}
+    config = config_of(aggregation=kind, ledger=ledgers, system={"own_steps": 0})
+    run = RunFolder.open(folder / "run", config, "", resume=False)
     (summary,) = SummedRun(config, run, Console(file=StringIO())).play().rounds
     return summary["aggregate_sha256"]
 
 
-def test_a_run_around_the_ring_opens_the_very_sum_of_a_run_in_clear(tmp_path: Path) -> None:
-    assert digest_of("ring", tmp_path) == digest_of("plain", tmp_path)
+def test_every_protected_run_opens_the_very_sum_of_a_run_in_clear(tmp_path: Path) -> None:
+    clear = digest_of({"kind": "plain"}, tmp_path / "plain")
+    protected = {"ring": "decryptor", "ckks": "threshold"}
+    for kind, custody in protected.items():
+        assert digest_of({"kind": kind, "custody": custody}, tmp_path / kind) == clear
 
 
 def test_two_sites_are_refused_before_anything_is_sent(federation: Federation) -> None:
@@ -255,8 +258,18 @@ def test_noise_needs_all_layers_two_gradients_a_step_and_a_charge(federation: Fe
         system.contribute(federation.sites[0], 0, "update", None)
 
 
-def test_masks_train_under_noise_by_units_and_the_own_step_is_paid_for(tmp_path: Path) -> None:
-    config = config_of(privacy=DP, data={"size": 16})
+@pytest.mark.parametrize(
+    ("target", "network"),
+    [
+        ("labels", "secure_natfl.small_network:small"),
+        pytest.param("mask", "unet-4", marks=pytest.mark.nightly),
+    ],
+)
+def test_sites_train_under_noise_by_units_and_the_own_step_is_paid_for(
+    target: str, network: str, tmp_path: Path
+) -> None:
+    hospital = {"target": target, "architectures": [network]}
+    config = config_of(privacy=DP, hospital=hospital)
     federation = built(config)
     system, site = make(config, federation, SEEDS), federation.sites[0]
     size = system.trained_parameters(site)
