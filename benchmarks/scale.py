@@ -60,6 +60,7 @@ def play(clients: int, rows: int = ROWS, columns: int = COLUMNS) -> Figures:
         "server_peak_mib": float(said["peak_mib"]),
         "upload_bytes": int(said["upload_bytes"]),
         "client_seconds": float(said["client_seconds"]),
+        "share_bytes": int(said["share_bytes"]),
         "open_seconds": float(said["open_seconds"]),
         "slowest_acknowledgement_s": float(said["slowest"]),
     }
@@ -76,6 +77,7 @@ def _round(made: Ours, server: Child, rows: int) -> dict[str, str]:
         "group": made.group.model_dump(mode="json"),
         "size": made.size,
         "rows": rows,
+        "first": int(made.plan.subset.max()) + 1,
     }
     server.write(canonical(told))
     made.plan_blob = server.read()
@@ -86,12 +88,12 @@ def _round(made: Ours, server: Child, rows: int) -> dict[str, str]:
     made.keys = {name: one.answer(made.plan_blob)[0] for name, one in made.holders.items()}
     for blob in made.keys.values():
         server.write(blob)
-    busy, waits, upload = 0.0, list[float](), 0
+    busy, waits, upload, shares = 0.0, list[float](), 0, 0
     for number in range(len(made.names)):
         start = time.process_time()
         sent = made.client(number)
         busy += time.process_time() - start
-        upload = max(upload, sent.size)
+        upload, shares = max(upload, sent.size), max(shares, sum(map(len, sent.shares)))
         start = time.perf_counter()
         for blob in (sent.contribution, *sent.shares):
             server.write(blob)
@@ -106,6 +108,7 @@ def _round(made: Ours, server: Child, rows: int) -> dict[str, str]:
     return said | {
         "client_seconds": str(busy / len(made.names)),
         "upload_bytes": str(upload),
+        "share_bytes": str(shares),
         "slowest": str(max(waits)),
     }
 
@@ -144,7 +147,8 @@ def model(clients: int, per_client: float, run: Figures) -> Figures:
     """
     upload = run["upload_bytes"] * LINKS["headers"]
     site = upload * 8e-6 / LINKS["site_up_mbit_s"]
-    through = 2 * clients * upload * 8e-6 / LINKS["server_mbit_s"]
+    forwarded = run["share_bytes"] * LINKS["headers"]
+    through = clients * (upload + forwarded) * 8e-6 / LINKS["server_mbit_s"]
     work = clients * per_client
     trips = LINKS["round_trips"] * LINKS["round_trip_s"]
     opening = -(-clients // 1000) * run["open_seconds"]
@@ -156,7 +160,7 @@ def model(clients: int, per_client: float, run: Figures) -> Figures:
         "server_work_s": work,
         "round_s": trips + run["client_seconds"] + site + max(through, work) + opening,
         "server_received_gb": clients * upload / 1e9,
-        "holder_shares_mb": clients * run["upload_bytes"] / 1e6 * 0.25 / HOLDERS,
+        "holder_received_mb": clients * forwarded / HOLDERS / 1e6,
     }
 
 

@@ -55,7 +55,7 @@ def serve(inward: IO[bytes], outward: IO[bytes], folder: Path) -> None:
             groups=[group],
             layout=digest(b"layout"),
             size=told["size"],
-            subset=told["rows"] + np.arange(told["rows"]),
+            subset=told["first"] + np.arange(told["rows"]),
         )
         plan_blob = seal(plan, server.key)
         plan_id = identity(plan_blob)

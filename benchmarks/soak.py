@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale_server import peak_mib
-from tests.faults.federation import Ended, Federation, killed_at
+from tests.faults.federation import Federation, killed_at
 from tests.faults.network import Schedule
 
 ROUNDS = 5000

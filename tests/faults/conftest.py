@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.federation import Federation
+from tests.faults.federation import Ended, Federation
 
 
 @pytest.fixture
@@ -31,3 +31,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a file system can only be mounted by root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def played(federation) -> Federation:
+    """Three rounds."""
+    made = federation()
+    for number in range(3):
+        assert made.attempt(number) is Ended.WELL
+    made.check()
+    return made

@@ -8,35 +8,27 @@ a named moment around a durable write, without a word to anybody.
 
 import os
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from protocols import durable
-from protocols.accounting import compose
 from protocols.audit_events import RoundOpened, SessionOpened, Sum
-from protocols.audit_log import AuditLog, read_log
+from protocols.audit_log import AuditLog
 from protocols.chain import SigningKey, digest
 from protocols.checkpoints import (
     CheckpointBook,
     Cosigned,
     append_line,
-    check_covered,
-    read_checkpoints,
     sign_checkpoint,
 )
-from protocols.envelope import outline
 from protocols.errors import NatflError
 from protocols.holding import Holding
 from protocols.ledger import Ledger, ReleaseKey
-from protocols.messages import Group, KeyOpening, RoundPlan
+from protocols.messages import Group, RoundPlan
 from protocols.multikey import MK18_39
 from protocols.noise_plan import NoisePlan
 from protocols.outcome import Outcome
@@ -48,6 +40,7 @@ from protocols.secagg import Threshold, draft
 from protocols.share_holder import ShareHolder
 from protocols.transcript import Transcript
 from secure_natfl.kept_heads import KeptHeads
+from tests.faults.invariants import Checked, sha256_of
 from tests.faults.network import Lossy, Restarting, Schedule, Tape
 
 SHARDS, PROXIES = 5, 10
@@ -63,17 +56,7 @@ class Ended(Enum):
     KILLED = 9
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What `Federation.check` looked at."""
-
-    charges: int
-    releases: int
-    openings: int
-    records: int
-
-
-class Federation:
+class Federation(Checked):
     """Keys, agreed terms and private data of all; whatever else it knows lies in `folder`."""
 
     def __init__(
@@ -130,8 +113,7 @@ class Federation:
         for name in self.names:
             (folder / "sites" / name).mkdir(parents=True)
         self.tape = Tape(tape or folder / "tape")
-        self._seen: dict[tuple[str, int], str] = {}
-        self._chains: dict[str, list[str]] = {name: [] for name in self.names}
+        super().__init__()
 
     # What one process does.
 
@@ -170,7 +152,7 @@ class Federation:
                 name: Client(name, self.keys[name], self.enrolment, self._releaser(name, ledgers))
                 for name in self.names
             }
-            heads = self._heads(ledgers)
+            heads = self.heads(ledgers)
             heads.check()
             server = Server(self.server_key, self.enrolment)
             plan = draft(
@@ -187,7 +169,7 @@ class Federation:
             heads.keep()
             self._record(number, outcome, transcript)
 
-    def _heads(self, ledgers: dict[str, Ledger]) -> KeptHeads:
+    def heads(self, ledgers: dict[str, Ledger]) -> KeptHeads:
         """Every site's head is kept by three others."""
         fours = [self.names[at : at + 4] for at in range(0, len(self.names), 4)]
         return KeptHeads(self.folder / "sites", fours, self.keys, ledgers)
@@ -211,7 +193,9 @@ class Federation:
             bounded = mechanism.bound(teachers, self.layout)
             key = ReleaseKey(plan.session, plan.round)
             released = mechanism.release(bounded, ledgers[name], key, os.urandom)
-            self.tape.note("release", site=name, round=plan.round, sha256=_sha256(released.values))
+            self.tape.note(
+                "release", site=name, round=plan.round, sha256=sha256_of(released.values)
+            )
             return released
 
         return release
@@ -276,117 +260,6 @@ class Federation:
             seeded=False,
         )
 
-    # What must hold whenever no process is alive.
-
-    def check(self) -> Counts:
-        """Every invariant, from disk and tape alone; AssertionError names the one that broke."""
-        tape = self.tape.read()
-        charges = sum(self._check_site(name, tape) for name in self.names)
-        openings = self._check_openings(tape)
-        for name in self.enrolment.holders:
-            self._check_holder(name, tape)
-        records = self._check_records()
-        releases = sum(note["what"] == "release" for note in tape)
-        return Counts(charges, releases, openings, records)
-
-    def opened(self, number: int) -> dict[str, Any] | None:
-        """The round's sum as the server had it, None while it is shut."""
-        found = [n for n in self.tape.read() if n["what"] == "opened" and n["round"] == number]
-        return found[-1] if found else None
-
-    def _check_site(self, name: str, tape: list[dict[str, Any]]) -> int:
-        with self.ledger(name) as ledger:
-            ledger.verify()
-            lines, chain = ledger.lines(), ledger.chained()
-            before = self._chains[name]
-            assert chain[: len(before)] == before, f"{name}: a line was changed or taken back"
-            self._chains[name] = chain
-            charged = [line["round"] for line in lines]
-            assert len(charged) == len(set(charged)), f"{name}: a key was charged twice"
-            event = self.plan.mechanisms[name].event()
-            spent = compose([event] * len(charged), 1e-5).epsilon
-            assert abs(ledger.spent().epsilon - spent) < 1e-9, f"{name}: ε is not the lines' sum"
-            sent = {n["round"] for n in tape if n.get("kind") == "contribution" and n["by"] == name}
-            assert sent <= set(charged), f"{name}: sent without a charge"
-            assert spent >= compose([event] * len(sent), 1e-5).epsilon if sent else True
-            for note in tape:
-                if note["what"] == "release" and note["site"] == name:
-                    self._check_release(name, note, ledger)
-            return len(charged)
-
-    def _check_release(self, name: str, note: dict[str, Any], ledger: Ledger) -> None:
-        stored = ledger.stored(ReleaseKey("study", note["round"]))
-        assert stored is not None, f"{name}: released what it had not stored"
-        assert _sha256(stored) == note["sha256"], f"{name}: a retry drew other integers"
-        first = self._seen.setdefault((name, note["round"]), note["sha256"])
-        assert first == note["sha256"], f"{name}: two releases for one round"
-
-    def _check_openings(self, tape: list[dict[str, Any]]) -> int:
-        sums, requests = defaultdict(set), defaultdict(set)
-        for note in tape:
-            if note["what"] == "opened" or note.get("kind") == "opening":
-                sums[note["round"], note["group"]].add(note["sha256"])
-            if note.get("kind") == "key-opening":
-                place = (note["by"], note["round"], note["group"])
-                requests[place].add(note["request"])
-        assert all(len(found) == 1 for found in sums.values()), "two sums of one group and round"
-        assert all(len(found) == 1 for found in requests.values()), "a holder answered two requests"
-        for note in tape:
-            if note["what"] == "opened":
-                assert note["sha256"] == self._expected(note), "the sum is not of what was stored"
-        return len(sums)
-
-    def _expected(self, note: dict[str, Any]) -> str:
-        total = np.zeros(self.layout.size, np.int64)
-        for name in note["participants"]:
-            with self.ledger(name) as ledger:
-                stored = ledger.stored(ReleaseKey("study", note["round"]))
-            assert stored is not None
-            total += stored
-        return digest(total.astype("<i8").tobytes())
-
-    def _check_holder(self, name: str, tape: list[dict[str, Any]]) -> None:
-        """An attempt that a later plan has closed stays closed; what was answered is on disk."""
-        folder = self.folder / "holders" / name
-        if not (folder / "journal").exists():
-            return
-        with Transcript(folder / "journal", durable=True) as journal:
-            journal.verify()
-            blobs = [journal.read(e) for e in journal.entries if e.kind != "torn-line"]
-        latest: dict[int, int] = {}
-        answered = set()
-        for message in map(outline, blobs):
-            if isinstance(message, RoundPlan):
-                assert message.attempt > latest.get(message.round, 0), f"{name}: an attempt again"
-                latest[message.round] = message.attempt
-            elif isinstance(message, KeyOpening):
-                live = latest[message.round]
-                assert message.attempt == live, f"{name}: opened a closed attempt"
-                answered.add((message.round, message.request))
-        heard = {
-            (n["round"], n["request"])
-            for n in tape
-            if n.get("kind") == "key-opening" and n["by"] == name
-        }
-        assert heard <= answered, f"{name}: said what its journal does not know"
-
-    def _check_records(self) -> int:
-        with Transcript(self.folder / "transcript") as transcript:
-            transcript.verify()
-        path = self.folder / "audit.jsonl"
-        log = read_log(path.read_bytes() if path.exists() else b"")
-        rounds = [r.body.round for r in log.records() if isinstance(r.body, RoundOpened)]
-        places = [self.folder, *(self.folder / "sites" / name for name in self.names)]
-        for place in places:
-            kept = [one.checkpoint for one in read_checkpoints(place / "checkpoints.jsonl")]
-            for checkpoint in kept:
-                check_covered(log.tree, checkpoint)
-            assert all(a.size <= b.size for a, b in pairwise(kept))
-        with ExitStack() as stack:
-            ledgers = {one: stack.enter_context(self.ledger(one)) for one in self.names}
-            self._heads(ledgers).check()
-        return len(rounds)
-
 
 def killed_at(wanted: int, moments: Callable[[str], bool] = lambda _: True) -> Watcher:
     """Ends the process, as kill -9 would, at the `wanted`-th moment (from 0) that counts."""
@@ -399,7 +272,3 @@ def killed_at(wanted: int, moments: Callable[[str], bool] = lambda _: True) -> W
             left[0] -= 1
 
     return watcher
-
-
-def _sha256(values: np.ndarray) -> str:
-    return digest(values.astype("<i8").tobytes())

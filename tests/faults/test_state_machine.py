@@ -99,7 +99,7 @@ def machine(examples: int, steps: int) -> settings:
 
 def test_r03_random_schedules_break_no_invariant() -> None:
     STEPS.clear()
-    run(Rounds, settings=machine(10, 6))
+    run(Rounds, settings=machine(8, 6))
     assert STEPS.count(Ended.WELL) >= 5
     assert STEPS.count(Ended.REFUSED) + STEPS.count(Ended.KILLED) >= 5
 
