@@ -18,6 +18,7 @@ from rich.table import Table
 from protocols.errors import ConfigError, NatflError, RunFolderError
 from secure_natfl import __version__
 from secure_natfl.deploy.command import app as deploy
+from secure_natfl.observe.command import watch
 
 app = typer.Typer(
     help="Privacy-hardened federated learning for medical images over natural images.",
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(deploy, name="deploy")
+app.command()(watch)
 console = Console()
 
 Source = Annotated[str, typer.Argument(help="A TOML file, or a preset's name.")]

@@ -70,16 +70,16 @@ def server(
     insecure: Insecure = False,
 ) -> None:
     """Coordinate the session of this folder, or go on with it, until its report is written."""
-    from secure_natfl.deploy import launch
+    from secure_natfl.deploy import launch, processes
 
     folder = folder.resolve()
     outcome = folder / launch.OUTCOME
-    if launch.running(folder):
+    if processes.running(folder):
         raise RunFolderError(
             "this server is at work already", where=str(folder), fix="natfl deploy stop first"
         )
     outcome.unlink(missing_ok=True)
-    launch.forget(folder)
+    processes.forget(folder)
     launch.start_link(folder, host, port, insecure=insecure)
     try:
         launch.register(folder, host, port, insecure=insecure)
@@ -87,7 +87,7 @@ def server(
         _say(f"Listening on {host}:{port}; what happens is in {folder / launch.LOG}")
         said = _awaited(outcome, lambda: _works(folder))
     finally:
-        launch.stop(folder)
+        processes.stop(folder)
     kind, _, rest = said.partition(" ")
     if kind != "report":
         raise RunFolderError("the session ended in an error", where=str(folder), why=rest)
@@ -153,18 +153,18 @@ def doctor(
 @app.command()
 def stop(folder: Folder) -> None:
     """End what was started from this folder, and nothing else."""
-    from secure_natfl.deploy import launch
+    from secure_natfl.deploy import processes
 
-    ended = launch.stop(folder.resolve())
+    ended = processes.stop(folder.resolve())
     _say(f"Ended: {', '.join(ended) or 'nothing was running'}")
 
 
 def _take_part(folder: Path, server: str, port: int, *, insecure: bool) -> None:
-    from secure_natfl.deploy import launch
+    from secure_natfl.deploy import launch, processes
 
     folder = folder.resolve()
     launch.check_insecure(server.rpartition(":")[0], insecure=insecure)
-    alive = launch.running(folder)
+    alive = processes.running(folder)
     if "party" not in alive:
         launch.start_party(folder)
     if "supernode" not in alive:
@@ -182,10 +182,10 @@ def _awaited(file: Path, lives: Callable[[], bool]) -> str:
 
 def _works(folder: Path) -> bool:
     """Whether the SuperLink runs, and the coordinator too if it ever did."""
-    from secure_natfl.deploy import launch
+    from secure_natfl.deploy import launch, processes
 
-    needed = {"superlink", launch.COORDINATOR} & set(launch.recorded(folder))
-    return needed <= set(launch.running(folder)) or (folder / launch.OUTCOME).exists()
+    needed = {"superlink", launch.COORDINATOR} & set(processes.recorded(folder))
+    return needed <= set(processes.running(folder)) or (folder / launch.OUTCOME).exists()
 
 
 def _say(text: str) -> None:

@@ -8,9 +8,7 @@ ends with a report, an audit log that every site co-signed, and ledgers that ver
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +23,7 @@ from protocols.errors import NatflError, RunFolderError
 from secure_natfl.config import Config
 from secure_natfl.data.phantoms import HOSPITALS
 from secure_natfl.deploy.kit import SERVER_FOLDER, make_kit
-from secure_natfl.deploy.launch import running, stop
+from secure_natfl.deploy.processes import stop
 from secure_natfl.deploy.site_file import SITE_FILE
 from secure_natfl.deploy.status import status
 from secure_natfl.federation import build
@@ -111,14 +109,14 @@ def play(root: Path, console: Console) -> int:
         _until("the first round is planned", server, lambda: _stands(server, "planned") > 0)
         victim = root / SITES[1]
         _say(console, f"kill -9: the site {victim.name}, in the first round")
-        _kill(victim)
+        stop(victim, at_once=True)
         time.sleep(5)
         _say(console, f"{victim.name} is started again")
         _client(root, 1).wait()
         _until("the first round is opened", server, lambda: _stands(server, "opened") > 0)
         _until("the second round is planned", server, lambda: _stands(server, "planned") > 1)
         _say(console, "kill -9: the server, in the second round")
-        _kill(server)
+        stop(server, at_once=True)
         serving.wait()
         _say(console, "The server is started again, and goes on")
         serving = _serve(server)
@@ -150,13 +148,6 @@ def _natfl(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own command
         [sys.executable, "-m", "secure_natfl", *arguments], stdin=subprocess.DEVNULL
     )
-
-
-def _kill(folder: Path) -> None:
-    """End all of a party's processes at once, as a power cut would."""
-    for pid in running(folder).values():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
 
 
 def _stands(server: Path, what: str) -> int:

@@ -26,9 +26,10 @@ from rich.console import Console
 
 from protocols.errors import NatflError
 from secure_natfl.deploy.enrolled import Enrolled, read_enrolled
-from secure_natfl.deploy.launch import COORDINATOR, LOG, OUTCOME, record
+from secure_natfl.deploy.launch import COORDINATOR, LOG, OUTCOME
 from secure_natfl.deploy.letter import LIMIT
 from secure_natfl.deploy.party import Absent, Phase
+from secure_natfl.deploy.processes import record
 from secure_natfl.deploy.server import Coordinator
 from secure_natfl.run_folder import write
 

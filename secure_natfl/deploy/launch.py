@@ -1,16 +1,13 @@
 """Start and stop what a party runs: the party's own process, and Flower's beside it.
 
 Flower gets a home of its own in the party's folder, reports to nobody, looks for no updates and
-installs nothing at run time. What was started is written down with its process number and start
-time; `stop` ends that and nothing else.
+installs nothing at run time. What was started is written down (`processes`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,25 +22,25 @@ from protocols.errors import ConfigError, RunFolderError
 from secure_natfl import __version__
 from secure_natfl.deploy.enrolled import read_enrolled
 from secure_natfl.deploy.kit import CA, NODE_KEY, TLS, TLS_KEY
+from secure_natfl.deploy.processes import record, started
 from secure_natfl.deploy.serve import SOCKET
 from secure_natfl.run_folder import write
 
-PROCESSES: Final = "processes.json"
 FLOWER: Final = "flower"
 COORDINATOR: Final = "coordinator"
 LOG: Final = "coordinator.log"
 OUTCOME: Final = "outcome.txt"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = 120.0
 
 
 def start_party(folder: Path) -> int:
     """The party's own process, once it is ready; its number. RunFolderError if it fails."""
     command = [sys.executable, "-m", "secure_natfl.deploy.serve", str(folder)]
     (folder / SOCKET).unlink(missing_ok=True)
-    process = _start(folder, "party", command, kept=True)
-    _until(lambda: _listens(folder / SOCKET), process, folder / "party.log")
-    return process.pid
+    pid = _start(folder, "party", command, kept=True)
+    _until(lambda: _listens(folder / SOCKET), pid, folder / "party.log")
+    return pid
 
 
 def start_node(folder: Path, server: str, port: int, *, insecure: bool = False) -> int:
@@ -59,7 +56,7 @@ def start_node(folder: Path, server: str, port: int, *, insecure: bool = False) 
         *("--node-config", config),
         *("--port", str(port)),
     ]
-    return _start(folder, "supernode", command, kept=True).pid
+    return _start(folder, "supernode", command, kept=True)
 
 
 def start_link(folder: Path, host: str, port: int, *, insecure: bool = False) -> int:
@@ -85,9 +82,9 @@ def start_link(folder: Path, host: str, port: int, *, insecure: bool = False) ->
         *("--port", str(port)),
         *("--database", str(home / "state.db")),
     ]
-    process = _start(folder, "superlink", command)
-    _until(lambda: _answers(host, port), process, folder / "superlink.log")
-    return process.pid
+    pid = _start(folder, "superlink", command)
+    _until(lambda: _answers(host, port), pid, folder / "superlink.log")
+    return pid
 
 
 def register(folder: Path, host: str, port: int, *, insecure: bool = False) -> None:
@@ -147,78 +144,6 @@ def submit(folder: Path) -> None:
         )
 
 
-def record(folder: Path, name: str, pid: int) -> None:
-    """Write a started process down."""
-    found = recorded(folder)
-    found[name] = (pid, _started(pid))
-    write(folder / PROCESSES, json.dumps(found).encode())
-
-
-def forget(folder: Path) -> None:
-    """Nothing runs here any more: what ran before is of no interest."""
-    (folder / PROCESSES).unlink(missing_ok=True)
-
-
-def recorded(folder: Path) -> dict[str, tuple[int, str]]:
-    """Name → number and start time of what was started here and may still run."""
-    try:
-        stated = json.loads((folder / PROCESSES).read_bytes())
-        return {name: (int(pid), str(since)) for name, (pid, since) in stated.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunFolderError(
-            "the list of processes is damaged", where=str(folder / PROCESSES), why=str(error)
-        ) from None
-
-
-def running(folder: Path) -> dict[str, int]:
-    """Name → number of what was started here and still runs: the very process, not its number."""
-    known = recorded(folder).items()
-    return {name: pid for name, (pid, since) in known if since and _started(pid) == since}
-
-
-def stop(folder: Path, *names: str) -> list[str]:
-    """End what was started here (all, or `names`), each with its children; their names."""
-    ended = []
-    for name, pid in running(folder).items():
-        if not names or name in names:
-            _end(pid)
-            ended.append(name)
-    return ended
-
-
-def _end(pid: int) -> None:
-    """Each was started as the leader of a session of its own, so its group is its children."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, how)
-        for _ in range(50):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            if not _group_lives(pid):
-                return
-            time.sleep(0.1)
-
-
-def _group_lives(pid: int) -> bool:
-    try:
-        os.killpg(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-def _started(pid: int) -> str:
-    """When a process was started, in clock ticks since the machine was; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-    state, *rest = stat.rpartition(") ")[2].split()
-    return "" if state == "Z" else rest[18]
-
-
 def flower_environment(folder: Path) -> dict[str, str]:
     """What Flower's processes see: a home in the folder, no telemetry, no look for updates."""
     return {
@@ -232,34 +157,47 @@ def flower_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _start(
-    folder: Path, name: str, command: Sequence[str], *, kept: bool = False
-) -> subprocess.Popen[bytes]:
-    """Start a command as the leader of a session of its own; `kept`: again whenever it dies."""
+def _start(folder: Path, name: str, command: Sequence[str], *, kept: bool = False) -> int:
+    """Start a command as the leader of a session of its own; `kept`: again whenever it dies.
+
+    It outlives this process, so there is nothing here that waits for it.
+    """
     (folder / FLOWER).mkdir(exist_ok=True, mode=0o700)
     keeping = [sys.executable, "-m", "secure_natfl.deploy.keep"] if kept else []
-    with (folder / f"{name}.log").open("ab") as out:
-        process = subprocess.Popen(  # noqa: S603 - our own commands, and Flower's beside ours
-            [*keeping, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            env=flower_environment(folder),
-            start_new_session=True,
-        )
-    record(folder, name, process.pid)
-    return process
+    log, flags = folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    whole = [*keeping, *command]
+    pid = os.posix_spawn(
+        whole[0],
+        whole,
+        flower_environment(folder),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    record(folder, name, pid)
+    return pid
 
 
 def _flwr(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - Flower's own command beside our interpreter
-        [_tool("flwr"), *arguments],
-        env=flower_environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    try:
+        return subprocess.run(  # noqa: S603 - Flower's own command beside our interpreter
+            [_tool("flwr"), *arguments],
+            env=flower_environment(folder),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunFolderError(
+            "the SuperLink did not answer in time",
+            where=str(folder),
+            why=f"{_PATIENCE:.0f} s went by",
+            fix="look into superlink.log, then start it again",
+        ) from error
 
 
 def _write_connection(folder: Path, host: str, port: int, *, insecure: bool) -> None:
@@ -292,10 +230,10 @@ def check_insecure(host: str, *, insecure: bool) -> None:
         )
 
 
-def _until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def _until(ready: Callable[[], bool], pid: int, log: Path) -> None:
     until = time.monotonic() + _PATIENCE
     while not ready():
-        if process.poll() is not None or time.monotonic() > until:
+        if not started(pid) or time.monotonic() > until:
             last = _last_line(log.read_text(encoding="utf-8", errors="replace"))
             raise RunFolderError(
                 "it did not start", where=str(log), why=last or "nothing was said in time"

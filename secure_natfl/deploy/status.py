@@ -17,7 +17,8 @@ from protocols.audit_log import read_log
 from secure_natfl.audit.trail import LOG
 from secure_natfl.deploy.desk import REFUSALS, VETO
 from secure_natfl.deploy.enrolled import read_enrolled
-from secure_natfl.deploy.launch import OUTCOME, running
+from secure_natfl.deploy.launch import OUTCOME
+from secure_natfl.deploy.processes import running
 
 
 def status(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("flwr", reason="needs the extra flower")
 
 from secure_natfl.audit.conduct import audit
-from secure_natfl.deploy import launch
+from secure_natfl.deploy import launch, processes
 from secure_natfl.deploy.demo import SITES, gather
 from secure_natfl.deploy.kit import CA, own_keys
 
@@ -32,7 +32,7 @@ def link(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
     finally:
         for name in (*SITES, "server"):
-            launch.stop(root / name)
+            processes.stop(root / name)
 
 
 def _log_of_node(folder: Path, seconds: float, until: str) -> str:
@@ -44,7 +44,7 @@ def _log_of_node(folder: Path, seconds: float, until: str) -> str:
             time.sleep(0.5)
         return log.read_text(errors="replace")
     finally:
-        launch.stop(folder)
+        processes.stop(folder)
 
 
 def test_a_machine_that_is_not_registered_is_refused(link: Path, tmp_path: Path):
@@ -87,6 +87,6 @@ def test_a_session_over_flower_ends_with_a_report_log_and_ledgers_that_verify(li
         time.sleep(1)
     assert outcome.read_text().startswith("report ")
     for name in SITES:
-        launch.stop(link / name)
+        processes.stop(link / name)
     gather(link)
     assert not audit(server / "run").findings.broken

@@ -128,6 +128,18 @@ def test_a_question_that_does_not_hold_is_refused_and_changes_nothing(
     assert (len(_log(unmoved)), last["phase"]) == (lines + 1, phase)
 
 
+def test_no_byte_of_a_letter_can_be_changed(server):
+    asked, key = server.meet(NAME), server.key.public
+    assert letter.open_question(asked, server.enrolled.session, "meet", "server", NAME, key)
+    for at in range(len(asked)):
+        changed = bytearray(asked)
+        changed[at] ^= 1 << at % 8
+        with pytest.raises(ProtocolError):
+            letter.open_question(
+                bytes(changed), server.enrolled.session, "meet", "server", NAME, key
+            )
+
+
 def test_a_letter_over_the_size_limit_is_refused(unmoved, server, monkeypatch):
     asked = server.ask("meet", (0, 7), NAME, [server.enrolled.digest.encode()])
     monkeypatch.setattr(letter, "LIMIT", len(asked) - 1)

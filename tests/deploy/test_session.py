@@ -200,6 +200,7 @@ def _sums(root: Path) -> list[str]:
         ]
 
 
+@pytest.mark.nightly
 def test_independent_holders_open_in_the_sites_place(tmp_path: Path):
     bodies = ("notary-1", "notary-2", "notary-3")
     write_kit(tmp_path / "k", rounds=1, images=60, holders=bodies)

@@ -2,9 +2,12 @@
 
 import datetime
 import json
+import os
 import socket
 import ssl
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from typer.testing import CliRunner
 
 from protocols.errors import ProtocolError
+from protocols.transport import read_frame
 from secure_natfl.cli import app
-from secure_natfl.deploy import launch
+from secure_natfl.deploy import processes
 from secure_natfl.deploy.demo import SITES
 from secure_natfl.deploy.doctor import Check, examine
 from secure_natfl.deploy.kit import CA, TLS, TLS_KEY, certify, own_keys
@@ -139,7 +143,7 @@ def test_status_and_stop_speak_of_what_was_started_here(fresh: Path):
     said = json.loads(runner.invoke(app, ["deploy", "status", str(folder), "--json"]).output)
     assert (said["party"], said["running"], said["refusals"]) == (NAME, {}, 0)
     # A number that now belongs to somebody else is left alone.
-    launch.record(folder, "party", 1)
+    processes.record(folder, "party", 1)
     (folder / "processes.json").write_text('{"party": [1, "0"]}')
     assert "nothing was running" in runner.invoke(app, ["deploy", "stop", str(folder)]).output
 
@@ -151,7 +155,8 @@ def test_a_torn_or_oversized_frame_ends_the_connection_and_not_the_party(tmp_pat
 
         def answer() -> None:
             plain, _ = server.accept()
-            with plain, plain.makefile("wb") as outward:
+            with plain, plain.makefile("rb") as inward, plain.makefile("wb") as outward:
+                assert (read_frame(inward), read_frame(inward)) == (b"meet", b"")
                 outward.write((1 << 30).to_bytes(4, "little"))
 
         thread = threading.Thread(target=answer)
@@ -161,3 +166,32 @@ def test_a_torn_or_oversized_frame_ends_the_connection_and_not_the_party(tmp_pat
         thread.join()
     absent = Sockets({"a": tmp_path / "nobody.sock"}).ask({"a": b"", "b": b""}, "meet", 1.0)
     assert all(isinstance(one, Absent) for one in absent.values())
+
+
+def test_what_was_started_is_ended_with_its_children(tmp_path: Path):
+    code = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    for at_once in (False, True):
+        leader = os.posix_spawn(
+            sys.executable, [sys.executable, "-c", code], os.environ, setsid=True
+        )
+        processes.record(tmp_path, "party", leader)
+        until = time.monotonic() + 20
+        while len(_group(leader)) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert processes.running(tmp_path) == {"party": leader}
+        assert processes.stop(tmp_path, at_once=at_once) == ["party"]
+        assert processes.running(tmp_path) == {}
+        assert _group(leader) == []
+
+
+def _group(leader: int) -> list[int]:
+    """Processes of a group that are not yet dead."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group, *_ = file.read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue
+        if int(group) == leader and state != "Z":
+            found.append(int(file.parent.name))
+    return found
