@@ -22,9 +22,10 @@ FOLDER = ROOT / "docs" / "guides"
 GUIDES = sorted(FOLDER.glob("*.md"))
 
 
-def block(guide: str, language: str) -> str:
+def block(guide: str, language: str, first: str = "") -> str:
+    """The guide's first block of a language that begins with these words."""
     text = (FOLDER / guide).read_text("utf-8")
-    return text.partition(f"```{language}\n")[2].partition("```")[0]
+    return first + text.partition(f"```{language}\n{first}")[2].partition("```")[0]
 
 
 def test_own_images_are_checked_as_the_guide_tells(
@@ -44,7 +45,7 @@ def test_own_images_are_checked_as_the_guide_tells(
             noise = random.integers(0, 256, (32, 32), dtype=np.uint8)
             Image.fromarray(noise).save(tmp_path / "hospital" / name)
             written.writerow([name, rows[place % 2][1], f"p-{place // 2}"])
-    (tmp_path / "mine.toml").write_text(block("own-data.md", "toml"), "utf-8")
+    (tmp_path / "mine.toml").write_text(block("own-data.md", "toml", "[run]"), "utf-8")
     monkeypatch.chdir(tmp_path)
     found = check(load("mine.toml", ["proxies.images=60", "proxies.per_round=30"]))
     assert len(found.sites) == 3
