@@ -30,20 +30,12 @@ from secure_natfl.checked_gradients import UnitGradients
 from secure_natfl.flat_optimiser import FlatOptimiser, OptimiserName, place, weights_of
 from secure_natfl.models import Network
 from secure_natfl.natural_coordinates import natural_coordinates
-from secure_natfl.training import (
-    Examples,
-    Naturals,
-    Progress,
-    augment,
-    features_of,
-    record_losses,
-)
+from secure_natfl.training import Examples, Naturals, Progress, augment, features_of
 from secure_natfl.unit_gradients import RecordLoss, Unit
 
 Public = Callable[[nn.Module], Tensor]
 """A scalar loss of the network on public images alone."""
 
-_ITERATIONS = 200  # of a head without noise: a hundred do
 _FARTHEST = 1.6  # found on phantoms and on tuning splits; docs/results/natimg-fl.md
 
 
@@ -192,34 +184,6 @@ def train_head(
     train(gradients, lifted, descent, paced, random=random, progress=progress)
     with torch.no_grad():
         weight, bias = space.outward(head.weight)
-        network.xray.weight.copy_(weight)
-        network.xray.bias.copy_(bias)
-
-
-def exact_head(
-    network: Network, open_features: Tensor, rows: Unit, ridge: float, *, multi_label: bool
-) -> None:
-    """The X-ray head that `train_head` would come to without noise or clip, in place.
-
-    Logistic regression in the same coordinates on all `rows` (features, targets, known); `ridge`
-    times the squared weights stands for a descent that ends early. For runs without noise.
-    """
-    space = natural_coordinates(open_features)
-    inputs = space.inputs(rows[0])
-    targets, known = (part.double() for part in rows[1:])
-    weights = torch.zeros(network.classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        each = record_losses(inputs @ weights.T, targets, known, multi_label=multi_label)
-        value = each.mean() + ridge * weights.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        weight, bias = space.outward(weights)
         network.xray.weight.copy_(weight)
         network.xray.bias.copy_(bias)
 

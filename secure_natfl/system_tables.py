@@ -193,13 +193,29 @@ class PppmlHmi(Summing):
 
 
 class Distilled(Summing):
-    """Distillation baselines; keys by their owner."""
+    """Baselines that distil: FedMD, FedDF, DS-FL and FedAUX, each by its published rule."""
 
     kind: Literal["distilled"] = "distilled"
+    method: Literal["fedmd", "feddf", "ds-fl", "fedaux"] = "fedmd"
+    rounds: Positive = 3
+    alpha: Literal["equal", "size"] = "equal"
+    distill_epochs: Positive = 6
+    """Epochs over the public images of a round, at the sites or at the server."""
+    distill_rate: Rate = 1e-3
+    """Largest rate of the optimiser that fits the answers."""
+    sharpening: Annotated[FiniteFloat, Field(gt=0)] = 0.1
+    """Of "ds-fl": the temperature on the mean of probabilities; below 1 it takes entropy away."""
+    certainty_decay: Annotated[FiniteFloat, Field(gt=0)] = 0.01
+    """Of "fedaux": λ of the regression of local against public, per record."""
+
+    @property
+    def phases(self) -> int:
+        """A shared student takes two: the mean of its weights, then the answers that teach it."""
+        return 2 if self.method in ("feddf", "fedaux") else 1
 
     @property
     def asks_proxies(self) -> bool:
-        """Logits on public images are what is shared."""
+        """Answers on public images are what is shared."""
         return True
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,8 @@ _DELTA: Final = 1e-5
 _CONFIDENCE: Final = 0.95
 _MANY: Final = 10_000  # non-members below which a rate of 0.1 % is too coarse
 _TARGETED: Final = 8  # patients that crafted proxies are about
+_PROBED: Final = 8  # sites that are timed first
+_FEWEST_SHADOWS: Final = 24
 _HELPS: Final = 0.05  # what crafting must promise on shadows, or honest proxies are asked
 _FEW: Final = "few"
 _ARMS: Final = ("clear", "clipped", "noised", "protected")
@@ -103,17 +106,20 @@ def membership_row(lab: MembershipLab, shadows: int) -> Row:
 class _Crafted:
     lab: MembershipLab
     shadows: int
+    _pace: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, arm: str, budget: Budget, random: np.random.Generator) -> Measured:
         """How many of the other kind a target outdoes, with crafted and with honest proxies.
 
-        The attacker crafts them only if its shadows say that it helps.
+        The attacker crafts them only if its shadows say that it helps. Sites that answer crafted
+        proxies are trained for this row alone, so there are as many as its time allows.
         """
+        shadows, targets = self._afforded(arm, budget)
         candidates = self.lab.candidates()
         knowledge = self.lab.knowledge("clear" if arm == _FEW else arm)
         proxies = crafted_proxies(knowledge, candidates.features[:_TARGETED])
         crafted, honest = (
-            self._targeted(arm, budget.targets, random, asked) for asked in (proxies, None)
+            self._targeted(arm, shadows, targets, random, asked) for asked in (proxies, None)
         )
         helps = crafted[0].rehearsed > honest[0].rehearsed + _HELPS
         chosen = crafted if helps else honest
@@ -121,15 +127,39 @@ class _Crafted:
             arm,
             _placements(*chosen),
             {"honest proxies": _placements(*honest)},
-            np.repeat(np.arange(budget.targets), honest[1].shape[1]),
+            np.repeat(np.arange(targets), honest[1].shape[1]),
             extra={
                 "AUC with crafted proxies": float(_placements(*crafted).mean()),
                 "proxies were crafted": float(helps),
             },
         )
 
+    def _afforded(self, arm: str, budget: Budget) -> tuple[int, int]:
+        """Shadows and targets, fewer where two draws of them would take more than the time.
+
+        The first arm measures how long a site takes; later ones are given the same sites.
+        """
+        if not self._pace:
+            start = time.monotonic()
+            shown = "clear" if arm == _FEW else arm
+            self.lab.halves(shown, _PROBED, np.random.default_rng(0), shadow=True)
+            self._pace["seconds"] = (time.monotonic() - start) / _PROBED
+            self._pace["share"] = budget.seconds / (
+                2 * self._pace["seconds"] * (self.shadows + budget.targets)
+            )
+        share = min(self._pace["share"], 1.0)
+        return (
+            min(max(round(share * self.shadows), _FEWEST_SHADOWS), self.shadows),
+            min(max(round(share * budget.targets), _TARGETED), budget.targets),
+        )
+
     def _targeted(
-        self, arm: str, targets: int, random: np.random.Generator, proxies: Floats | None
+        self,
+        arm: str,
+        shadows: int,
+        targets: int,
+        random: np.random.Generator,
+        proxies: Floats | None,
     ) -> tuple[Scored, Bools]:
         """Scores of the targeted candidates alone, and the truth.
 
@@ -139,7 +169,7 @@ class _Crafted:
         arm = "clear" if arm == _FEW else arm
         every, knowledge = self.lab.candidates(), self.lab.knowledge(arm)
         asked = knowledge.proxies if proxies is None else proxies
-        own, known = self.lab.halves(arm, self.shadows, random, shadow=True, proxies=proxies)
+        own, known = self.lab.halves(arm, shadows, random, shadow=True, proxies=proxies)
         seen, truth = self.lab.halves(arm, targets, random, shadow=False, proxies=proxies)
         scored = membership_scores(
             seen[:, *cut],

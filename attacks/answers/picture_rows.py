@@ -33,12 +33,13 @@ class _Drawn:
     def __call__(self, arm: str, budget: Budget, random: np.random.Generator) -> Measured:
         """Whether each class of each site is told from the rest of the gallery.
 
-        Sites are attacked four together, and what was drawn together counts as one trial.
+        Sites are attacked four together, and what was drawn together counts as one trial. Half of
+        the time is for drawing the sites, the other half for the search on all of them.
         """
         answers, truth = self.lab.portraits(arm, budget.targets, random)
         seed = int(random.integers(1 << 31))
         starts = range(0, len(answers), _TOGETHER)
-        each = replace(budget, seconds=budget.seconds / len(starts))
+        each = replace(budget, seconds=budget.seconds / 2 / len(starts))
         knowledge = self.lab.knowledge(arm)
         drawn = np.concatenate(
             [self.draw(answers[at : at + _TOGETHER], knowledge, each, seed + at) for at in starts]

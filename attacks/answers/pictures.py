@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -67,8 +68,9 @@ def paired_logits(answers: Floats, knowledge: Knowledge, budget: Budget, seed: i
     unsure = np.broadcast_to(others.mean(1, keepdims=True), sure.shape)
     paired = np.concatenate([own, others], -1)
     asked = [np.concatenate([sure, other], -1) for other in (unsure, sure_others)]
-    drawn = [*_decoded(paired, asked, pictures, budget, seed)]
-    drawn += _decoded(own, [sure], pictures, budget, seed)
+    each = replace(budget, seconds=budget.seconds / 2)
+    drawn = [*_decoded(paired, asked, pictures, each, seed)]
+    drawn += _decoded(own, [sure], pictures, each, seed)
     return max(drawn, key=lambda one: _told_apart(one, pictures, own.mean(0)))
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attacks.gradients.labels import bias_corrected, multiset_accuracy, rounded
-from attacks.gradients.laboratory import GradientLab, Trial
-from attacks.gradients.playing import arm_named, by_stage
+from attacks.gradients.laboratory import GradientLab
+from attacks.gradients.playing import arm_named, by_stage, in_time
 from attacks.rows import Budget, Floats, Measured, Row
 from attacks.threat import Capability
 
@@ -38,18 +38,15 @@ def play_labels(
 ) -> Measured:
     """Guess the labels of every target's batch. The estimate shrinks itself to the prior."""
     named, prior = arm_named(lab, "batch", arm), lab.prior()
-    trials = list(lab.trials("batch", named, budget.targets, random))
-    classes = trials[0].observation.knowledge.classes
-
-    def counted(trial: Trial) -> Tensor:
-        number = trial.observation.knowledge.images
-        return rounded(torch.full((classes,), number / classes, dtype=torch.float64), number)
-
-    priors = [counted(trial) for trial in trials]
-    guesses = [
-        guess if trial.observation.gradient is None else bias_corrected(trial.observation, prior)
-        for trial, guess in zip(trials, priors, strict=True)
-    ]
+    trials, priors, guesses = [], [], []
+    for trial in in_time(lab.trials("batch", named, budget.targets, random), budget):
+        known = trial.observation.knowledge
+        number, classes = known.images, known.classes
+        usual = rounded(torch.full((classes,), number / classes, dtype=torch.float64), number)
+        shown = trial.observation.gradient is not None
+        trials.append(trial)
+        priors.append(usual)
+        guesses.append(bias_corrected(trial.observation, prior) if shown else usual)
 
     def scored(found: Sequence[Tensor]) -> Floats:
         return np.array(

@@ -17,16 +17,36 @@ from torch import Tensor, nn
 Gradient = tuple[Tensor, ...]
 """One tensor per parameter, in the order of `network.parameters()`."""
 
-Arm = Literal["undefended", "fedavg", "aggregated", "dp-sgd", "nothing shown"]
+Arm = Literal["undefended", "fedavg", "aggregated", "dp-sgd", "nothing shown", "protected"]
 """undefended: one client's gradient of one step, its `images` in one batch. fedavg: its update
 after several steps. aggregated: the mean gradient of several clients, as a secure sum opens it.
-dp-sgd: one client's gradient, clipped per image and noised. nothing shown: no gradient leaves."""
+dp-sgd: one client's gradient, clipped per image and noised. nothing shown: no gradient leaves.
+protected: what `Shared` says of a system in which updates do."""
 
 Scene = Literal["linear", "batch", "image", "transformer", "imprint", "fishing"]
 """linear: one image, a fully connected network whose first layer has a bias. batch: eight images,
 a small network, for labels. image: one image, a small convolutional network. transformer: one
 image, a timm vision transformer with position embedding. imprint: a batch, a network whose first
 layer the server crafted (Robbing the Fed); fishing: a batch, whose last layer it crafted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What a run's coalition sees of its sites' updates: the mean of some, each with equal weight.
+
+    sites: how many updates are in that mean; 1 where single ones are shown. images: of a site,
+    passes: over them in one round, steps: of plain SGD in each. site_noise: deviation of the noise
+    on the sites' sum, in the norm to which one site's update is clipped; 0: neither. record_noise:
+    deviation of a site's noise on the sum of its images' gradients, in their clip, averaged over
+    all steps; every gradient is then taken at the start, where noise averages out best.
+    """
+
+    sites: int
+    images: int
+    steps: int = 1
+    passes: int = 1
+    site_noise: float = 0.0
+    record_noise: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

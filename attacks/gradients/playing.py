@@ -9,7 +9,8 @@ client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -28,6 +29,7 @@ from protocols.errors import ConfigError
 _NOISES: Final = (0.0, 0.01, 0.1, 1.0, 10.0)
 _EXACT, _BEST_DB = 1e-4, 60.0
 _PICTURES: Final = 8
+_FEWEST: Final = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,7 @@ def play_images(
         return prior.posterior(choice.way(trial.observation, means), choice.noise)
 
     # Observations of large networks are let go one by one.
-    trials = lab.trials(attack.scene, named, budget.targets, random)
+    trials = in_time(lab.trials(attack.scene, named, budget.targets, random), budget)
     played = [(guess(trial), trial.truth, trial.stage) for trial in trials]
     guesses, truths = [one[0] for one in played], [one[1] for one in played]
     others = guesses[-1:] + guesses[:-1]
@@ -209,6 +211,15 @@ def _shown(guesses: Sequence[Tensor], mean: Tensor, truths: Sequence[Truth]) -> 
     pairs = list(zip(guesses, truths, strict=True))[:_PICTURES]
     rows = [torch.stack([t.images[0, 0], _fitted(g, t)[0, 0], mean[0, 0]]) for g, t in pairs]
     return torch.stack(rows).double().numpy()
+
+
+def in_time(trials: Iterable[Trial], budget: Budget) -> Iterator[Trial]:
+    """Trials until the time is up, and a few at least: a shorter time attacks fewer targets."""
+    until = time.monotonic() + budget.seconds
+    for number, trial in enumerate(trials):
+        if number >= _FEWEST and time.monotonic() > until:
+            return
+        yield trial
 
 
 def by_stage(scores: Floats, stages: Sequence[str]) -> dict[str, float]:

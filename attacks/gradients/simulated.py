@@ -5,29 +5,25 @@ A system's own laboratory may build on it and hand in the networks that the syst
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from attacks.gradients import networks
-from attacks.gradients.laboratory import Arm, Gradient, Knowledge, Observation, Scene, Trial, Truth
+from attacks.gradients.clients import STEPS, SUMMED, Client, Ground
+from attacks.gradients.laboratory import Arm, Scene, Shared, Trial, Truth
 from protocols.chain import RandomBytes
-from protocols.dp_sgd import DpSgd
 from protocols.errors import ConfigError
-from protocols.ledger import Ledger
-from protocols.mechanisms import ReleaseKey
 
-ARMS: Final[tuple[Arm, ...]] = ("undefended", "fedavg", "aggregated", "dp-sgd", "nothing shown")
+ARMS: Final[tuple[Arm, ...]] = ("undefended", "fedavg", "aggregated", "dp-sgd")
+"""Those of every laboratory; its system's own comes after them."""
 _BATCH: Final[dict[Scene, int]] = {
     "linear": 1,
     "batch": 8,
@@ -37,7 +33,7 @@ _BATCH: Final[dict[Scene, int]] = {
     "fishing": 4,
 }
 _CRAFTED: Final[frozenset[Scene]] = frozenset({"imprint", "fishing"})
-_MODELS, _CLIENTS, _STEPS, _RATE, _BINS = 5, 10, 4, 0.05, 64
+_MODELS, _BINS = 5, 64
 _TRAINED_RATE, _TRAINED_BATCH = 1e-3, 32
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
@@ -64,7 +60,8 @@ class SimulatedLab:
     images were they trained before, in turn as well; networks that a server crafts are not.
 
     fedavg: four steps of rate 0.05, each on a whole batch. aggregated: ten clients, one step.
-    dp-sgd: one step in which every image of the batch is a unit, at sampling rate 1.
+    dp-sgd: one step in which every image of the batch is a unit, at sampling rate 1. shared: what
+    the system shows of updates, under the arm "protected"; None: it shows nothing of the kind.
     """
 
     images: Tensor
@@ -80,10 +77,11 @@ class SimulatedLab:
     seed: int = 0
     random: RandomBytes = os.urandom
     epochs: tuple[int, ...] = (0,)
+    shared: Shared | None = None
     _built: dict[tuple[Scene, int, int], nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        least = max(_CLIENTS * max(_BATCH.values()), self.lures + 1)
+        least = max(SUMMED * max(_BATCH.values()), self.lures + 1)
         if not len(self.images) == len(self.labels) == len(self.clusters) >= least:
             raise ConfigError(
                 f"{len(self.images)} images, {len(self.labels)} labels, {len(self.clusters)} "
@@ -100,8 +98,9 @@ class SimulatedLab:
                 )
 
     def arms(self, scene: Scene) -> tuple[Arm, ...]:
-        """All of them."""
-        return ARMS if scene in self.factories else ()
+        """All of them, the system's own last."""
+        own: Arm = "nothing shown" if self.shared is None else "protected"
+        return (*ARMS, own) if scene in self.factories else ()
 
     def prior(self) -> Tensor:
         """The public images."""
@@ -131,34 +130,59 @@ class SimulatedLab:
         labels: Tensor,
         clusters: NDArray[np.int64],
     ) -> Iterator[Trial]:
-        order, size = random.permutation(len(images)), _BATCH[scene]
-        several = {"fedavg": _STEPS, "aggregated": _CLIENTS}.get(arm, 1)
+        order, ground = random.permutation(len(images)), self._ground()
         for number in range(count):
             victim = int(order[number % len(order)])
             others = random.permutation(np.delete(np.arange(len(images)), victim))
-            rows = self._batch(scene, victim, others, labels, several * size)
-            own = rows[: size if arm == "aggregated" else len(rows)]
-            own = own[:1] if scene in ("imprint", "fishing") else own
+            every, own = self._sizes(scene, arm)
+            rows = self._batch(scene, victim, others, labels, every)
             apart = ~np.isin(others, rows) & (clusters[others] != clusters[victim])
             lures = others[apart][: self.lures]
             epochs = 0 if scene in _CRAFTED else self.epochs[number % len(self.epochs)]
             network = self._network(scene, number % _MODELS, epochs)
             if scene == "fishing":
                 network = networks.fishing(network, int(labels[victim]))
-            client = _Client(self, network, images[rows], labels[rows])
-            cluster = int(clusters[victim])
-            truth = Truth(images[own], labels[own], images[lures], cluster)
+            client = Client(ground, network, images[rows], labels[rows])
+            mine, cluster = rows[:own], int(clusters[victim])
+            truth = Truth(images[mine], labels[mine], images[lures], cluster)
             stage = f"after {epochs} epochs" if epochs else "untrained"
             yield Trial(client.shows(arm), truth, stage)
+
+    def _ground(self) -> Ground:
+        return Ground(
+            self.public,
+            self.classes,
+            self.mean,
+            self.deviation,
+            self.noise_multiplier,
+            self.random,
+            self.shared,
+        )
+
+    def _sizes(self, scene: Scene, arm: Arm) -> tuple[int, int]:
+        """Images behind an observation, and how many of them, from the first, are the victim's."""
+        size = _BATCH[scene]
+        every, own = size, size
+        if arm == "fedavg":
+            every = own = STEPS * size
+        if arm == "aggregated":
+            every = SUMMED * size
+        if arm == "protected" and self.shared is not None:
+            every, own = self.shared.sites * self.shared.images, 1
+            own = self.shared.images if scene == "batch" else own
+        return every, 1 if scene in _CRAFTED else own
 
     def _batch(
         self, scene: Scene, victim: int, others: NDArray[np.int64], labels: Tensor, size: int
     ) -> NDArray[np.int64]:
-        """The rows of a batch. Fishing meets its worst case: the victim's class occurs once."""
+        """The rows of a batch, over and over where there are too few of the attacker's own.
+
+        Fishing meets its worst case: the victim's class occurs once.
+        """
         if scene == "fishing":
             apart = others[(labels != labels[victim]).numpy()[others]]
             others = apart if len(apart) >= size else others
-        return np.concatenate([[victim], others[: size - 1]])
+        return np.concatenate([[victim], np.resize(others, size - 1)])
 
     def _network(self, scene: Scene, number: int, epochs: int) -> nn.Module:
         key = scene, number, epochs
@@ -185,98 +209,3 @@ class SimulatedLab:
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
         network.zero_grad()
-
-
-@dataclass(frozen=True, eq=False)
-class _Client:
-    """Images [n, *shape] and labels [n] of one client, or of all clients that are added up."""
-
-    lab: SimulatedLab
-    network: nn.Module
-    images: Tensor
-    labels: Tensor
-
-    def shows(self, arm: Arm) -> Observation:
-        """What it sends under an arm."""
-        steps = _STEPS if arm == "fedavg" else 1
-        known = self._knowledge(steps=steps, rate=_RATE if arm == "fedavg" else 1.0)
-        if arm == "nothing shown":
-            return Observation(known, None)
-        if arm == "dp-sgd":
-            return self._noised()
-        return Observation(known, self._update(steps))
-
-    def _knowledge(
-        self, *, steps: int = 1, rate: float = 1.0, clip: float = math.inf, noise: float = 0.0
-    ) -> Knowledge:
-        shape = (self.images.shape[1], self.images.shape[2], self.images.shape[3])
-        return Knowledge(
-            network=self.network,
-            shape=shape,
-            classes=self.lab.classes,
-            images=len(self.images),
-            steps=steps,
-            rate=rate,
-            clip=clip,
-            noise=noise,
-            mean=self.lab.mean,
-            deviation=self.lab.deviation,
-        )
-
-    def _update(self, steps: int) -> Gradient:
-        """(weights before − weights after)/(rate·steps) of plain SGD."""
-        start = {n: p.detach() for n, p in self.network.named_parameters()}
-        now = start
-        for images, labels in zip(self.images.chunk(steps), self.labels.chunk(steps), strict=True):
-            gradient = self._gradient(now, images, labels)
-            now = {n: p - _RATE * gradient[n] for n, p in now.items()}
-        if steps == 1:
-            return tuple(gradient.values())
-        return tuple((start[n] - now[n]) / (_RATE * steps) for n in start)
-
-    def _gradient(
-        self, weights: dict[str, Tensor], images: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
-        inputs = (images - self.lab.mean) / self.lab.deviation
-        loss = functional.cross_entropy(functional_call(self.network, leaves, (inputs,)), labels)
-        return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-
-    def _unit(self, images: Tensor, labels: Tensor) -> NDArray[np.float64]:
-        weights = {n: p.detach() for n, p in self.network.named_parameters()}
-        found = self._gradient(weights, images, labels)
-        return torch.cat([g.flatten() for g in found.values()]).double().numpy()
-
-    def _noised(self) -> Observation:
-        """One step of DP-SGD in which every image is a unit."""
-        zero = torch.zeros(1, dtype=torch.int64)
-        norms = [np.linalg.norm(self._unit(image[None], zero)) for image in self.lab.public[:8]]
-        clip, count = float(np.median(norms)), len(self.images)
-        units = [
-            self._unit(i[None], y[None]) for i, y in zip(self.images, self.labels, strict=True)
-        ]
-        plan = DpSgd(
-            clip_norm=clip,
-            noise_multiplier=self.lab.noise_multiplier,
-            rate=1.0,
-            steps=1,
-            size=len(units[0]),
-            expected=float(count),
-        )
-        with Ledger(
-            Path(":memory:"),
-            "victim",
-            "laboratory",
-            relation=plan.event().relation,
-            budget_epsilon=None,
-            delta=1e-5,
-        ) as ledger:
-            descent = plan.begin(ledger, ReleaseKey("laboratory", 0), self.lab.random)
-            descent.sample(count)
-            noisy = torch.from_numpy(np.asarray(descent.step(units))).float()
-        parts = torch.split(noisy, [p.numel() for p in self.network.parameters()])
-        gradient = tuple(
-            part.view_as(p) for part, p in zip(parts, self.network.parameters(), strict=True)
-        )
-        noise = clip * self.lab.noise_multiplier / count
-        return Observation(self._knowledge(clip=clip, noise=noise), gradient)

@@ -39,6 +39,7 @@ from attacks.gradients.playing import ImageAttack, Means, Way
 from attacks.image_scores import identified, nrmse, ssim
 from attacks.rows import Row
 
+_MOST: Final = 16  # images that are searched for at once, where more are behind an update
 _SAME: Final = 1e-2  # relative error below which an image of an imprint counts as recovered
 
 
@@ -52,7 +53,13 @@ def gradient_rows(lab: GradientLab) -> tuple[Row, ...]:
 
 
 def _inverted(attack: Inversion, observation: Observation, means: Means) -> Tensor:
-    """An optimisation attack; batch statistics are matched only where there are any."""
+    """An optimisation attack; batch statistics are matched only where there are any.
+
+    An update of many images and steps is taken for one step on a few that are typical of them.
+    """
+    if observation.knowledge.images > _MOST:
+        few = replace(observation.knowledge, images=_MOST, steps=1)
+        observation = replace(observation, knowledge=few)
     if attack.penalties.statistics and not has_batch_norm(observation.knowledge.network):
         attack = replace(attack, penalties=replace(attack.penalties, statistics=0.0))
     return invert(
@@ -73,7 +80,7 @@ def _fished(variation: float, observation: Observation, means: Means) -> Tensor:
     layer = known.network.get_submodule(last.name)
     kept = torch.as_tensor(layer.weight).abs().sum(1).argmax()
     share = 0.0 if last.bias is None else float(-last.bias[kept])
-    count = max(1, min(round(share * known.images), known.images))
+    count = max(1, min(round(share * known.images), known.images, _MOST))
     return invert(
         replace(IDLG, distance="cosine", penalties=Penalties(variation=variation)),
         observation,

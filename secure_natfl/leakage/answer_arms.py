@@ -24,7 +24,7 @@ from protocols.quantize import Layout
 from protocols.sampler import seeded_random
 from secure_natfl.config import Config, DpSgd
 from secure_natfl.exposure import hides_from_server
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AnswersRun
 
 Floats = NDArray[np.float64]
 ARMS: Final = ("clear", "clipped", "noised", "protected", "aggregate")
@@ -63,7 +63,7 @@ class Arms:
     multi_label: bool
 
     @classmethod
-    def of(cls, run: AttackedRun) -> Arms:
+    def of(cls, run: AnswersRun) -> Arms:
         """As of the first site's group. ConfigError where no shard heads speak."""
         site = run.federation.sites[0]
         mechanism = run.terms.mechanisms[site.name]

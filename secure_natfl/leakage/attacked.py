@@ -7,10 +7,12 @@ images are loaded too, for a laboratory plays their owners, and scoring holds gu
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from protocols.chain import SigningKey
 from protocols.envelope import authentic, kind_of, outline
@@ -24,16 +26,25 @@ from secure_natfl.models import Network
 from secure_natfl.progress import Stages
 from secure_natfl.report.model import Report
 from secure_natfl.run_folder import RunFolder
+from secure_natfl.schedule import Schedule
 from secure_natfl.setup import public_networks
 from secure_natfl.site_state import secret, state_folder
+from secure_natfl.summed_terms import agree_sums
+from secure_natfl.system_tables import NatImg
 from secure_natfl.systems.natimg_fl import NatImgFL
+from secure_natfl.systems.summed import SummedSystem, make_system
 from secure_natfl.terms import Terms, agree
 from secure_natfl.toml_config import load
 
+_OTHER_TERMS: Final = "sites of this size did not agree on the signed plans' terms"
+
 
 @dataclass(frozen=True, eq=False)
-class AttackedRun:
-    """A finished run. `open` makes one; what is costly is built when it is first asked for."""
+class AttackedRun(ABC):
+    """A finished run. `open` makes one; what is costly is built when it is first asked for.
+
+    An `AnswersRun` shows answers to public images, a `SumsRun` sums of whatever its system sends.
+    """
 
     folder: RunFolder
     config: Config
@@ -75,7 +86,13 @@ class AttackedRun:
         if truth is not None:
             data = config.data.model_copy(update={"root": str(truth)})
             config = config.model_copy(update={"data": data})
-        return cls(folder, config, transcript, report, stages)
+        kind = AnswersRun if isinstance(config.system, NatImg) else SumsRun
+        return kind(folder, config, transcript, report, stages)
+
+    @property
+    @abstractmethod
+    def terms(self) -> Terms:
+        """What the parties had agreed on, of a round's first sum."""
 
     @property
     def plans(self) -> list[RoundPlan]:
@@ -93,6 +110,11 @@ class AttackedRun:
             raise _other_images("the public images are not those of the signed plans")
         return built
 
+
+@dataclass(frozen=True, eq=False)
+class AnswersRun(AttackedRun):
+    """A run of NatIMG-FL."""
+
     @cached_property
     def networks(self) -> dict[str, Network]:
         """Architecture → its public start."""
@@ -108,7 +130,7 @@ class AttackedRun:
         """What the parties had agreed on."""
         agreed = self.agreed_under(self.config)
         if agreed.digest != self.plans[0].terms:
-            raise _other_images("sites of this size did not agree on the signed plans' terms")
+            raise _other_images(_OTHER_TERMS)
         return agreed
 
     def agreed_under(self, config: Config) -> Terms:
@@ -116,6 +138,35 @@ class AttackedRun:
         groups = {site.name: self.system.group_of(site) for site in self.federation.sites}
         layout = self.system.layout(config.proxies.per_round)
         return agree(config, self.federation, layout, self.system.weights(), groups)
+
+
+@dataclass(frozen=True, eq=False)
+class SumsRun(AttackedRun):
+    """A run of a system that learns from sums."""
+
+    @cached_property
+    def system(self) -> SummedSystem:
+        """The system as it was before the first round."""
+        return make_system(self.config, self.federation, self.folder.seeds)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """What the parties had agreed on for every sum."""
+        agreed = agree_sums(self.config, self.federation, self.system)
+        if agreed.digest != self.plans[0].terms:
+            raise _other_images(_OTHER_TERMS)
+        return agreed
+
+    @property
+    def terms(self) -> Terms:
+        """Those of a round's first sum."""
+        return self.schedule.agreed[0].terms
+
+    @property
+    def sends_updates(self) -> bool:
+        """Whether weights or their changes are added up, and not answers to public images."""
+        phases = self.system.phases(0)
+        return not any(len(self.system.asked(0, phase.name)) for phase in phases)
 
 
 def _report(path: Path) -> Report:

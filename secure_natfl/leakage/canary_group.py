@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from attacks.canaries import Group
+from protocols.client_gaussian import ClientPlan
 from protocols.errors import ConfigError
 from protocols.noise_plan import NoisePlan
 from secure_natfl.leakage.attacked import AttackedRun
@@ -19,6 +20,13 @@ def canary_group(run: AttackedRun) -> Group:
     not the claim. ConfigError where no noise is put on a release.
     """
     plan = run.terms.noise_plan
+    if isinstance(plan, ClientPlan):
+        raise ConfigError(
+            "one release of a mechanism that hides a whole site has room for one canary",
+            where="L3: canaries in one release",
+            why="a canary is a unit, and a site is one",
+            fix="audit the mechanism over many releases (attacks.canaries.two_worlds)",
+        )
     if not isinstance(plan, NoisePlan):
         raise ConfigError(
             f"releases of {run.config.privacy.mechanism} have no noise of their own",

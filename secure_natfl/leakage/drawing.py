@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.answers.laboratory import Floats
 from protocols.mechanisms import TrainedOutput
 from secure_natfl.leakage.answer_arms import Arms, Said
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AnswersRun
 from secure_natfl.leakage.head_speakers import HeadSpeakers
 from secure_natfl.leakage.pool import Pool, Rows
 from secure_natfl.leakage.speakers import Speakers
@@ -42,10 +42,14 @@ class Drawn:
 
 
 class Drawing:
-    """Sites like those of a run. rounds: so many of its rounds are seen, from the first."""
+    """Sites like those of a run. rounds: so many of its rounds are seen, from the first.
 
-    def __init__(self, run: AttackedRun, rounds: int) -> None:
-        self.run, self.arms = run, Arms.of(run)
+    clear: whether the arms "clear" and "clipped" will be asked for; without them it takes half the
+    time where heads are trained under noise.
+    """
+
+    def __init__(self, run: AnswersRun, rounds: int, *, clear: bool = True) -> None:
+        self.run, self.arms, self._clear = run, Arms.of(run), clear
         self.count = min(rounds, len(run.plans))
         self._cache: dict[object, Drawn] = {}
         self._population: dict[str, Drawn] = {}
@@ -55,7 +59,7 @@ class Drawing:
         """What speaks, with the first site's architecture where each has its own."""
         mechanism = self.arms.mechanism
         if isinstance(mechanism, TrainedOutput):
-            return HeadSpeakers(self.run, mechanism.training, self.count)
+            return HeadSpeakers(self.run, mechanism.training, self.count, clear=self._clear)
         architecture = self.run.federation.sites[0].architecture
         return Speakers(self.run, architecture, mechanism.shards, self.count)
 

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from attacks.rows import Budget, Tier
 from protocols.errors import ConfigError
-from secure_natfl.config import Config
 from secure_natfl.leakage.assemble import assemble
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AttackedRun, SumsRun
 from secure_natfl.leakage.kept import Kept
 from secure_natfl.leakage.play import BUDGETS, criteria_of, judged, play_all
 from secure_natfl.leakage.promised import promise_of
@@ -24,7 +23,6 @@ from secure_natfl.progress import Stages
 from secure_natfl.report.attacks import attacks_html
 from secure_natfl.report.render import write_report
 from secure_natfl.run_folder import write
-from secure_natfl.system_tables import NatImg
 
 
 @dataclass(frozen=True)
@@ -53,29 +51,20 @@ class Wish:
         return cls(names, known, budget, truth)
 
 
-def _check_played(config: Config) -> None:
-    """Every row plays against answers on public images; updates of weights have none yet."""
-    if not isinstance(config.system, NatImg):
-        raise ConfigError(
-            f"no attack is played on a run of {config.system.kind}",
-            where="system.kind",
-            why="all rows are of answers on public images, and this run sends updates",
-            fix="attack a run of natimg-fl; nothing is known of what leaks here in effect",
-        )
-
-
 def execute(path: Path, wish: Wish, command: str, console: Console) -> AttackReport:
     """Attack the run in folder `path`; writes `attacks/` in it and its report anew."""
     stages = Stages(console)
     run = AttackedRun.open(path, stages, wish.truth)
-    _check_played(run.config)
     if run.config.speed.threads:
         torch.set_num_threads(run.config.speed.threads)
     there, without = all_rows(run, wish.tier)
     chosen, left = select(there, wish.attacks, wish.tier)
     rows, blind = admit(run, chosen, asked=bool(wish.attacks))
+    updates = isinstance(run, SumsRun) and run.sends_updates
     stated = {
-        row.id: criteria_of(row, run.folder.nonce, promise_of(row.id, run.config.mode))
+        row.id: criteria_of(
+            row, run.folder.nonce, promise_of(row.id, run.config.mode, updates=updates)
+        )
         for row in rows
     }
     kept = Kept(path, wish.tier)

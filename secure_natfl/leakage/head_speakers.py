@@ -2,7 +2,7 @@
 
 The interface of `speakers.Speakers`. A head sees features alone, so that the public backbone is
 asked once for each record. Each site trains twice: as the run does, and with the least noise that
-the mechanism can draw, which is the undefended arm.
+the mechanism can draw, which is the undefended arm; or once, where nobody asks for that arm.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from protocols.chain import RandomBytes
 from protocols.dp_sgd import Descent, DpSgd
 from protocols.ledger import Ledger, ReleaseKey
 from protocols.noise_search import LEAST
@@ -22,7 +23,7 @@ from protocols.sampler import seeded_random
 from secure_natfl.config import DpSgd as DpSgdTable
 from secure_natfl.dp_training import Cohort
 from secure_natfl.fine_tuning import fresh
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AnswersRun
 from secure_natfl.leakage.pool import Pool, Rows
 from secure_natfl.leakage.speakers import Asked, Floats
 from secure_natfl.models import Network
@@ -32,19 +33,22 @@ from secure_natfl.systems.private_head import PrivateHead
 
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
-    """One site's head with hardly any noise, and the one that speaks."""
+    """One site's head with hardly any noise, if it was asked for, and the one that speaks."""
 
-    clear: Network
+    clear: Network | None
     noised: Network
     sites: int = 1
 
 
 class HeadSpeakers(Asked):
-    """Trains one head per site on the central model's backbone; `training` is the run's charge."""
+    """Trains heads on the central model's backbone; `training` is the run's charge.
 
-    def __init__(self, run: AttackedRun, training: DpSgd, rounds: int) -> None:
+    clear: whether the head with hardly any noise is trained too; it says NaN otherwise.
+    """
+
+    def __init__(self, run: AnswersRun, training: DpSgd, rounds: int, *, clear: bool) -> None:
         super().__init__(run, run.config.models.central, rounds)
-        self.training = training
+        self.training, self.clear = training, clear
         network = run.networks[run.config.models.central]
         classes = len(run.federation.task.classes)
         self._start = fresh(network, classes, torch.Generator().manual_seed(0))
@@ -53,20 +57,24 @@ class HeadSpeakers(Asked):
     def trained(
         self, pool: Pool, sites: Sequence[Rows], number: int, random: np.random.Generator
     ) -> Iterator[TrainedHead]:
-        """Both heads of each site."""
+        """Both heads of each site, or the noised one alone."""
+        least = replace(self.training, noise_multiplier=LEAST)
         for rows in sites:
-            least = replace(self.training, noise_multiplier=LEAST)
+            streams = [seeded_random(random.bytes(32)) for _ in range(2)]
             yield TrainedHead(
-                self._head(pool, rows, number, least, random),
-                self._head(pool, rows, number, self.training, random),
+                self._head(pool, rows, number, least, streams[0]) if self.clear else None,
+                self._head(pool, rows, number, self.training, streams[1]),
             )
 
     def answers(self, trained: TrainedHead, number: int, features: Tensor | None = None) -> Floats:
         """What the clear and the noised head send for round `number`: [1, 2, layout size]."""
         rows = self.rows[number]
         asked = self.backbone.features[rows] if features is None else features
-        said = [self._ask(one, asked) for one in (trained.clear, trained.noised)]
-        return np.concatenate([self.run.system.weighted(one, rows) for one in said])[None]
+        noised = self.run.system.weighted(self._ask(trained.noised, asked), rows)
+        if trained.clear is None:
+            return np.concatenate([np.full_like(noised, np.nan), noised])[None]
+        clear = self.run.system.weighted(self._ask(trained.clear, asked), rows)
+        return np.concatenate([clear, noised])[None]
 
     def ask(self, trained: TrainedHead, features: Tensor) -> Answer:
         """The speaking head's logits on any features [n, d]."""
@@ -80,14 +88,13 @@ class HeadSpeakers(Asked):
         return Answer(xray[:, 0].unsqueeze(0), natural.unsqueeze(0), shares, multi_label)
 
     def _head(
-        self, pool: Pool, rows: Rows, number: int, training: DpSgd, random: np.random.Generator
+        self, pool: Pool, rows: Rows, number: int, training: DpSgd, noise: RandomBytes
     ) -> Network:
         network = fresh(self._start, self._start.classes, torch.Generator().manual_seed(0))
         at = torch.from_numpy(rows)
         units = tuple(torch.tensor([row]) for row in range(len(rows)))
         cohort = Cohort((self._raw(pool.features[at]), pool.targets[at], pool.known[at]), units)
         charge = replace(training, expected=len(rows) * training.rate)
-        noise = seeded_random(random.bytes(32))
         table = self.run.config.privacy
         if not isinstance(table, DpSgdTable):
             raise TypeError("a head under noise in a run without one")

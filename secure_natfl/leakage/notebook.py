@@ -25,7 +25,7 @@ from protocols.slots import SLOTS18_140
 from protocols.tenseal_slots import SlotsSecret, SlotsSum
 from secure_natfl.execute import execute
 from secure_natfl.leakage.answer_lab import RunAnswers
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AnswersRun, AttackedRun
 from secure_natfl.leakage.key_lab import RunKeys
 from secure_natfl.leakage.releases import Releases
 from secure_natfl.progress import Stages
@@ -35,10 +35,11 @@ from secure_natfl.toml_config import parse
 _READ: Final = ("pos_embed", "patch_embed.proj.weight")  # all that the closed form looks at
 
 
-def open_run(folder: str, table: Mapping[str, Any]) -> AttackedRun:
+def open_run(folder: str, table: Mapping[str, Any]) -> AnswersRun:
     """The finished run in `folder`; if that is empty, one of configuration `table`, played here.
 
-    A run played here lies in a temporary folder. Raises what `AttackedRun.open` and `parse` raise.
+    A run played here lies in a temporary folder. Raises what `AttackedRun.open` and `parse` raise,
+    and ConfigError for a run of sums.
     """
     quiet = Console(file=io.StringIO())
     path = Path(folder)
@@ -46,6 +47,12 @@ def open_run(folder: str, table: Mapping[str, Any]) -> AttackedRun:
         path = Path(tempfile.mkdtemp(prefix="natfl-notebook-")) / "run"
         execute(parse(dict(table), "the notebook"), path, "the leakage notebook", quiet)
     run = AttackedRun.open(path, Stages(quiet))
+    if not isinstance(run, AnswersRun):
+        raise ConfigError(
+            f"a run of {run.config.system.kind} shows no answers to public images",
+            where=str(path),
+            fix="hand the notebook a run of natimg-fl; natfl attack takes any",
+        )
     if run.config.speed.threads:
         torch.set_num_threads(run.config.speed.threads)
     return run
@@ -84,7 +91,7 @@ class ShareAttack:
     it, so only for runs with a budget. Sites speak in the first round.
     """
 
-    def __init__(self, run: AttackedRun, epsilon: float | None = None) -> None:
+    def __init__(self, run: AnswersRun, epsilon: float | None = None) -> None:
         """Raises ConfigError where the run's answers are not those of heads (see `Arms.of`)."""
         self.lab = RunAnswers(run, 1)
         if epsilon is not None:
@@ -104,7 +111,7 @@ class ShareAttack:
         return SharesFound(truth.shares, guess, prior, 1 - lost / usual)
 
 
-def _mechanisms(run: AttackedRun, epsilon: float) -> Mapping[str, Any]:
+def _mechanisms(run: AnswersRun, epsilon: float) -> Mapping[str, Any]:
     if not hasattr(run.config.privacy, "epsilon"):
         raise ConfigError(
             f"{run.config.privacy.mechanism} has no budget to change",

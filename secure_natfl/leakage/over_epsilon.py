@@ -15,7 +15,7 @@ from attacks.rows import Row
 from secure_natfl.config import DpSgd, ShardTeachers
 from secure_natfl.federation import Federation
 from secure_natfl.leakage.answer_lab import RunAnswers
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AnswersRun
 from secure_natfl.leakage.record import OVER_EPSILON
 from secure_natfl.models import Network
 from secure_natfl.systems.natimg_fl import NatImgFL
@@ -26,13 +26,13 @@ LEVELS: Final = {"ε = 8": 8.0, "ε = 4": 4.0, "ε = 2": 2.0, "ε = 1": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
-class Supposed(AttackedRun):
+class Supposed(AnswersRun):
     """A run as it would have been under another ε; images, networks and plans are the actual's."""
 
-    actual: AttackedRun
+    actual: AnswersRun
 
     @classmethod
-    def of(cls, run: AttackedRun, epsilon: float) -> Supposed:
+    def of(cls, run: AnswersRun, epsilon: float) -> Supposed:
         """The run with another `privacy.epsilon`; PrivacyError where no noise can promise it."""
         privacy = run.config.privacy.model_copy(update={"epsilon": epsilon})
         config = run.config.model_copy(update={"privacy": privacy})
@@ -63,7 +63,7 @@ class Supposed(AttackedRun):
 class _OverEpsilon:
     """A `PopulationLab` whose arms are the mechanism at several ε, one made at a time."""
 
-    run: AttackedRun
+    run: AnswersRun
     clear: RunAnswers
     _made: dict[str, RunAnswers] = field(default_factory=dict)
 
@@ -80,7 +80,8 @@ class _OverEpsilon:
             return self.clear
         if arm not in self._made:
             self._made.clear()
-            self._made[arm] = RunAnswers(Supposed.of(self.run, LEVELS[arm]), self.clear.count)
+            supposed = Supposed.of(self.run, LEVELS[arm])
+            self._made[arm] = RunAnswers(supposed, self.clear.count, clear=False)
         return self._made[arm]
 
 
@@ -88,7 +89,7 @@ def _shown(arm: str) -> str:
     return "protected" if arm in LEVELS else arm
 
 
-def over_epsilon_rows(run: AttackedRun, lab: RunAnswers, shadows: int) -> Sequence[Row]:
+def over_epsilon_rows(run: AnswersRun, lab: RunAnswers, shadows: int) -> Sequence[Row]:
     """L1e, where the run's mechanism has an ε; `lab` is the run's own and gives the clear arm."""
     if not isinstance(run.config.privacy, DpSgd | ShardTeachers):
         return ()

@@ -14,6 +14,7 @@ from secure_natfl.exposure import hides_from_server
 
 _CIPHERTEXTS: Final = "single contributions stay shut to who opens nothing"
 _NO_GRADIENTS: Final = "no gradient leaves a site"
+_UPDATES: Final = "single updates stay shut to who opens nothing"
 
 _BY_ROW: Final = {
     "C1": _CIPHERTEXTS,
@@ -31,9 +32,14 @@ _BY_ROW: Final = {
 }
 
 
-def promise_of(row: str, mode: Mode) -> str:
-    """What a LEAKS of this row's own arm would break in a run of this mode; "" for nothing."""
+def promise_of(row: str, mode: Mode, *, updates: bool = False) -> str:
+    """What a LEAKS of this row's own arm would break in a run of this mode; "" for nothing.
+
+    updates: whether what the run adds up are updates of weights.
+    """
     promise = _BY_ROW.get(row, "")
-    if promise == _CIPHERTEXTS and not hides_from_server(PROMISES[mode]):
+    if updates and promise == _NO_GRADIENTS:
+        promise = _UPDATES
+    if promise in (_CIPHERTEXTS, _UPDATES) and not hides_from_server(PROMISES[mode]):
         return ""
     return promise

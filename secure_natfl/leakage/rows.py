@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from attacks.answers.table import SHADOWS, answer_rows
 from attacks.canary_row import canary_row
 from attacks.ciphertexts import game_row
+from attacks.gradients.laboratory import Shared
 from attacks.gradients.table import gradient_rows
 from attacks.key_rows import coalition_row, published_row, tampering_row
 from attacks.rows import Row, Tier
@@ -16,7 +18,7 @@ from protocols.errors import ConfigError
 from protocols.noise_plan import NoisePlan
 from protocols.sampler import seeded_random
 from secure_natfl.leakage.answer_lab import RunAnswers
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AnswersRun, AttackedRun, SumsRun
 from secure_natfl.leakage.canary_group import canary_group
 from secure_natfl.leakage.coalition_lab import RunCoalitions
 from secure_natfl.leakage.gradient_lab import gradient_lab
@@ -32,18 +34,29 @@ _FAST_UPLOADS: Final = 60
 
 
 def all_rows(run: AttackedRun, tier: Tier) -> tuple[tuple[Row, ...], tuple[NotTested, ...]]:
-    """Every row of this run in the order of play, and the families that it has no part for.
+    """Every row of this run in the order of play, and what it has no part for.
 
     Cheap rows come first, and last those that train many sites (L1, A1): a short time touches
     every floor, and the same command goes on with the rest.
     """
     rows: list[Row] = []
     without: list[NotTested] = []
-    for family in _FAMILIES:
+    families: list[Callable[[], Sequence[Row]]] = [
+        lambda: _ciphertexts(run, tier),
+        lambda: _canaries(run),
+        lambda: _gradients(run),
+    ]
+    if isinstance(run, AnswersRun):
+        families.append(lambda: _answers(run, tier))
+    for family in families:
         try:
-            rows += family(run, tier)
+            rows += family()
         except ConfigError as error:
             without.append(NotTested(what=error.where, why=error.what))
+    if isinstance(run, SumsRun):
+        without += _not_of_sums(run)
+        if run.sends_updates and any(row.id == "G1" for row in rows):
+            without += _not_of_updates(run)
     order = {name: at for at, name in enumerate(_FIRST)}
     return tuple(sorted(rows, key=lambda row: order.get(row.id, len(order)))), tuple(without)
 
@@ -68,19 +81,62 @@ def _ciphertexts(run: AttackedRun, tier: Tier) -> Sequence[Row]:
     )
 
 
-def _canaries(run: AttackedRun, tier: Tier) -> Sequence[Row]:
+def _canaries(run: AttackedRun) -> Sequence[Row]:
     """L3; its noise is a study's, so that the row repeats."""
-    del tier
     noise = seeded_random(f"{run.folder.nonce} canaries".encode())
     return (canary_row(canary_group(run), noise),)
 
 
-def _gradients(run: AttackedRun, tier: Tier) -> Sequence[Row]:
-    del tier
-    return gradient_rows(gradient_lab(run))
+def _gradients(run: AttackedRun) -> Sequence[Row]:
+    lab = gradient_lab(run)
+    rows = gradient_rows(lab)
+    if lab.shared is None:
+        return rows
+    return [replace(row, view=f"{row.view}; protected: {_said(lab.shared)}") for row in rows]
 
 
-def _answers(run: AttackedRun, tier: Tier) -> Sequence[Row]:
+def _said(shared: Shared) -> str:
+    """What the coalition sees of updates, in words."""
+    each = f"of {shared.images} images in {shared.steps * shared.passes} local steps"
+    noise = f", noise {shared.site_noise:.3g} of a site's clip" if shared.site_noise else ""
+    if shared.record_noise:
+        noise = f", noise {shared.record_noise:.3g} of an image's clip, averaged over all steps"
+    if shared.sites == 1:
+        return f"one site's update {each}{noise}"
+    return f"the sum of {shared.sites} sites' updates, each {each}{noise}"
+
+
+def _not_of_sums(run: SumsRun) -> Sequence[NotTested]:
+    """The rows that need NatIMG-FL's answers."""
+    kind = run.config.system.kind
+    asks = "its sites answer no public image"
+    if not run.sends_updates:
+        asks = f"sites like those of {kind} are not played yet"
+    return (
+        NotTested(what="L1, L1e, L2, L4 to L6, P1: what answers to public images tell", why=asks),
+        NotTested(
+            what="A1, A9, A12, P2: differences of sums, probing and poisoning",
+            why="they are played on answers alone; what opens a second sum is the same as there",
+        ),
+    )
+
+
+def _not_of_updates(run: SumsRun) -> Sequence[NotTested]:
+    """What the rows on updates leave out."""
+    kind = run.config.system.kind
+    return (
+        NotTested(
+            what=f"the network, optimiser and compression of {kind} itself",
+            why="G1 to G5 attack updates of networks that are easier to read, by plain SGD",
+        ),
+        NotTested(
+            what="membership and label shares of a site in the sums of all rounds",
+            why="no row follows updates over rounds",
+        ),
+    )
+
+
+def _answers(run: AnswersRun, tier: Tier) -> Sequence[Row]:
     """The first round alone in the fast tier: a minute trains no more."""
     lab = RunAnswers(run, 1 if tier == "fast" else len(run.plans))
     shadows = _FAST_SHADOWS if tier == "fast" else SHADOWS
@@ -89,11 +145,3 @@ def _answers(run: AttackedRun, tier: Tier) -> Sequence[Row]:
         *sum_rows(RunSumLab(lab)),
         *over_epsilon_rows(run, RunAnswers(run, 1), _FAST_SHADOWS),
     )
-
-
-_FAMILIES: Final[tuple[Callable[[AttackedRun, Tier], Sequence[Row]], ...]] = (
-    _ciphertexts,
-    _canaries,
-    _gradients,
-    _answers,
-)

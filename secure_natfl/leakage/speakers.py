@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.heads import HeadLoss, Knowledge, PublicBatch, ShardBatch, ShardHeads
-from secure_natfl.leakage.attacked import AttackedRun
+from secure_natfl.leakage.attacked import AnswersRun
 from secure_natfl.leakage.pool import Pool, Rows
 from secure_natfl.run_folder import load_network
 from secure_natfl.systems.betas import Answer
@@ -47,7 +47,7 @@ class Asked:
     a round comes from the run's own central model.
     """
 
-    def __init__(self, run: AttackedRun, architecture: str, rounds: int) -> None:
+    def __init__(self, run: AnswersRun, architecture: str, rounds: int) -> None:
         self.run = run
         federation, seeds = run.federation, run.folder.seeds
         network = run.networks[architecture]
@@ -82,7 +82,7 @@ class Asked:
 class Speakers(Asked):
     """Trains shard heads at sites with one architecture, for one round, and asks them."""
 
-    def __init__(self, run: AttackedRun, architecture: str, teachers: int, rounds: int) -> None:
+    def __init__(self, run: AnswersRun, architecture: str, teachers: int, rounds: int) -> None:
         super().__init__(run, architecture, rounds)
         self.teachers = teachers
 

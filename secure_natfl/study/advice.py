@@ -48,9 +48,14 @@ class Advice:
 
 
 def worst_of(analysis: Analysis) -> list[Worst]:
-    """Every finished setting at its worst hospital, among hospitals with both classes."""
-    found = []
+    """Every finished setting at its worst hospital, among hospitals with both classes.
+
+    Settings of other hospitals, or of other sites, than the first one's are not weighed against it.
+    """
+    found, first = [], analysis.plan.settings[0].config.data.hospitals
     for setting in analysis.settings:
+        if setting.config.data.hospitals != first:
+            continue
         hospitals = analysis.hospitals(setting)
         known = {m for h in hospitals for m in analysis.models(setting, h)}
         model = next((m for m in _MODELS if m in known), None)
@@ -72,7 +77,7 @@ def advise(analysis: Analysis, worst: Sequence[Worst]) -> Advice:
     best = max(worst, key=lambda one: one.auroc)
     planned = len(analysis.plan.settings)
     reasons = [
-        f"{len(worst)} of {planned} settings have a seed with all its folds.",
+        f"{len(analysis.settings)} of {planned} settings have a seed with all its folds.",
         f"The best worst hospital of all settings is {best.hospital} with {best.auroc:.3f}, "
         f"under {best.setting.label}.",
     ]

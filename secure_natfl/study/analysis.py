@@ -113,7 +113,7 @@ class Analysis:
     def gaps(self) -> Iterator[Gap]:
         """Gaps between subgroups, where the study names columns and the data has them."""
         for setting in self.settings:
-            for hospital in self.predicted(setting):
+            for hospital in self.hospitals(setting):
                 for model in self.models(setting, hospital):
                     yield from self._gaps(setting, hospital, model)
 
@@ -178,10 +178,15 @@ class Analysis:
         return np.asarray(np.max(found, axis=0))
 
     def _between(self, setting: Setting, hospital: str) -> Iterator[Test]:
-        """Against the first arm at the same point, on the seeds that both have."""
-        first = next(iter(self.plan.study.arms))
+        """Against another arm at the same point, on the seeds that both have.
+
+        A hospital that took part is not compared with itself as one that did not.
+        """
+        first = setting.against
         fits = [s for s in self.settings if s.arm == first and s.point == setting.point]
-        if setting.arm == first or not fits or hospital not in self.predicted(fits[0]):
+        if setting.arm == first or not fits:
+            return
+        if not all(hospital in self.hospitals(one) for one in (setting, fits[0])):
             return
         seeds = [seed for seed in self.seeds[setting] if seed in self.seeds[fits[0]]]
         one, two = (self._of(s, self.seeds[s][0])[hospital].truth.keys for s in (setting, fits[0]))

@@ -20,7 +20,7 @@ from secure_natfl.run_folder import write
 from secure_natfl.setup import natural_features, public_networks
 from secure_natfl.study.advice import advise, worst_of
 from secure_natfl.study.analysis import Analysis
-from secure_natfl.study.cell import Job
+from secure_natfl.study.cell_run import Job
 from secure_natfl.study.estimate import Estimate
 from secure_natfl.study.file import StudyFile, seconds_of
 from secure_natfl.study.folder import Record, StudyFolder

@@ -22,6 +22,10 @@ _BATCH, _STEPS = 32, 3
 _START, _LOAD = 1.5, 2e-4
 """Seconds of a cell for itself, and per image for scoring it; images are read once per process."""
 
+_CONTROLS = {"noise_proxies", "in_domain_proxies"}
+_BACKWARD = 3
+"""Cost of a training step in passes without one."""
+
 _HEADS, _DESCENT = 1.0, 0.5
 """Seconds of a site's round for shard heads, and for one head trained under noise, about."""
 
@@ -103,6 +107,9 @@ def _seconds(cell: Cell, federation: Federation, sharing: int) -> float:
         # Every round learns from all proxies asked so far.
         passes = config.proxies.per_round * config.system.rounds * (config.system.rounds + 1) / 2
         total += config.natimg.distill_epochs * passes / central
+    # Controls go through the central network once for training and once for the student.
+    passed = 2 * config.proxies.per_round * config.system.rounds
+    total += passed / (_BACKWARD * central) * len(_CONTROLS.intersection(models))
     if "personalised" in models:
         total += _sides(config) * epochs * alone / sharing
     deep = sum(train.values()) / central

@@ -26,8 +26,9 @@ Model = Literal[
 USUAL: tuple[Model, ...] = ("central", "personalised", "local_only", "pooled")
 
 MODELS, SEEDS, LEFT_OUT = "study.models", "study.seeds", "study.left_out"
-"""What an arm may state beside the configuration: models and seeds of its own, and hospitals that
-take no part and are predicted all the same."""
+AGAINST = "study.against"
+"""What an arm may state beside the configuration: models and seeds of its own, hospitals that take
+no part and are predicted all the same, and the arm that it is compared with."""
 
 _OWN = {
     "run.seed": "seeds",
@@ -60,7 +61,8 @@ class StudyFile(Section):
     arms: dict[Name, Changes] = Field(default_factory=_one_arm, min_length=1)
     """Named sets of changes; the first is what the others are compared with. An arm that sets the
     key of an axis stands at that one value of it. Of the study itself an arm may set
-    "study.models", "study.seeds" (some of `seeds`) and "study.left_out" (hospitals)."""
+    "study.models", "study.seeds" (some of `seeds`), "study.left_out" (hospitals) and
+    "study.against" (another arm in place of the first)."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
     """Values of run.seed: every cell can be repeated, and is not private."""
     folds: Annotated[int, Field(ge=2)] = 5
@@ -102,6 +104,8 @@ class StudyFile(Section):
             unknown = set(changes.get(MODELS, [])) - set(get_args(Model))
             if unknown:
                 raise ValueError(f"{MODELS} of the arm {arm}: no model {', '.join(unknown)}")
+            if changes.get(AGAINST, arm) not in given:
+                raise ValueError(f"{AGAINST} of the arm {arm}: no such arm")
         return given
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from protocols.chain import canonical, digest
 from protocols.errors import ConfigError
 from secure_natfl.config import Config, Hospital, Ledger, NoNoise, Plain
-from secure_natfl.study.file import LEFT_OUT, MODELS, SEEDS, Changes, Model, StudyFile
+from secure_natfl.study.file import AGAINST, LEFT_OUT, MODELS, SEEDS, Changes, Model, StudyFile
 from secure_natfl.system_tables import NatImg
 from secure_natfl.toml_config import Table, parse, put, read
 
@@ -33,6 +33,7 @@ class Setting:
     """One arm at one grid point. `config` has neither seed nor fold yet.
 
     newcomers: hospitals that take no part, whose images its models are asked about nevertheless.
+    against: the arm that it is compared with.
     """
 
     arm: str
@@ -41,6 +42,7 @@ class Setting:
     models: tuple[Model, ...]
     seeds: tuple[int, ...]
     newcomers: tuple[Hospital, ...]
+    against: str
 
     @property
     def label(self) -> str:
@@ -152,6 +154,7 @@ def _setting(study: StudyFile, base: Table, changes: Changes, arm: str, point: P
     models = tuple(changes.pop(MODELS, study.models))
     seeds = tuple(changes.pop(SEEDS, study.seeds))
     left_out = changes.pop(LEFT_OUT, [])
+    against = changes.pop(AGAINST, next(iter(study.arms)))
     config = _configured(study, base, changes, arm, point)
     inside = [one for one in config.data.hospitals if one.name not in left_out]
     newcomers = tuple(one for one in config.data.hospitals if one.name in left_out)
@@ -163,7 +166,7 @@ def _setting(study: StudyFile, base: Table, changes: Changes, arm: str, point: P
         )
     data = config.data.model_copy(update={"hospitals": inside})
     config = config.model_copy(update={"data": data})
-    return Setting(arm, point, config, models, seeds, newcomers)
+    return Setting(arm, point, config, models, seeds, newcomers, against)
 
 
 def _configured(study: StudyFile, base: Table, changes: Changes, arm: str, point: Point) -> Config:

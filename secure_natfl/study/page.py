@@ -63,6 +63,7 @@ def study_html(found: Findings, attacks: dict[str, float]) -> str:
             ],
             fronts=_fronts(found, attacks),
             by_hospital=_by_hospital(overall),
+            unscored=_unscored(overall),
             label=_label,
             left_out=any(setting.newcomers for setting in found.plan.settings),
             tests=found.tests,
@@ -140,7 +141,11 @@ def _fronts(found: Findings, attacks: dict[str, float]) -> list[Plate]:
         ]
     )
     spots = [(key, label, spell, figures.spots_of(found.worst, f)) for key, label, spell, f in axes]
-    return [figures.pareto(f"front-{k}", name, spell, s) for k, name, spell, s in spots if s]
+    return [
+        figures.pareto(f"front-{k}", name, spell, s)
+        for k, name, spell, s in spots
+        if len({price for _, price, _ in s}) > 1
+    ]
 
 
 def _label(score: Score) -> str:
@@ -152,11 +157,19 @@ def _label(score: Score) -> str:
     return score.setting.label
 
 
+def _unscored(scores: Sequence[Score]) -> list[str]:
+    """Hospitals at which no AUROC is defined."""
+    scored = {score.hospital for score in scores if score.auroc is not None}
+    return sorted({score.hospital for score in scores} - scored)
+
+
 def _by_hospital(scores: Sequence[Score]) -> dict[str, list[Score]]:
     """The comparisons of several settings are one line where they are one training."""
     found: dict[str, list[Score]] = {}
     seen = set()
     for score in scores:
+        if score.auroc is None:
+            continue
         same = (score.hospital, score.model, score.auroc, score.n)
         if score.model in COMPARISONS and repr(same) in seen:
             continue

@@ -11,7 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from secure_natfl.study.cell import Job, play
+from secure_natfl.study.cell import play
+from secure_natfl.study.cell_run import Job
 from secure_natfl.study.grid import Cell
 
 Report = Callable[[Cell, str], None]

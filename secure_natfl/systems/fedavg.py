@@ -46,7 +46,7 @@ class Averaging:
             raise ConfigError(f"the table is of {config.system.kind}", where="system.kind")
         self.table, self.config = config.system, config
         self.federation, self.seeds = federation, seeds
-        self._architecture = _one_architecture(federation)
+        self._architecture = one_architecture(federation)
         self._template = started(
             config, federation, self._architecture, federation.task, seeds
         ).eval()
@@ -285,7 +285,8 @@ def make(config: Config, federation: Federation, seeds: Seeds) -> Averaging:
     return Averaging(config, federation, seeds)
 
 
-def _one_architecture(federation: Federation) -> str:
+def one_architecture(federation: Federation) -> str:
+    """The architecture of all sites; ConfigError where there are several."""
     names = sorted({site.architecture for site in federation.sites})
     if len(names) > 1:
         raise ConfigError(

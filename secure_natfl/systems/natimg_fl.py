@@ -183,10 +183,12 @@ class NatImgFL:
                 network = self._private_network(
                     speaking, speaking.head, round_number, returned, begin
                 )
-                if self._linear and images is None:
+                if not self._linear:
+                    features = features_of(network.backbone, asked)
+                elif images is None:
                     features = speaking.backbone.raw[rows]
                 else:
-                    features = features_of(network.backbone, asked)
+                    features = frozen_features(speaking.backbone.network, images)
                 return head_answer(network, features, multi_label=speaking.head.multi_label)
             network = self._speaking_network(speaking, returned, generator)
             return network_answer(network, speaking.site, asked)

@@ -20,7 +20,8 @@ from protocols.dp_sgd import Descent
 from protocols.errors import PrivacyError
 from secure_natfl.config import DpSgd
 from secure_natfl.deep_training import Layers, train_layers
-from secure_natfl.dp_training import Cohort, Recipe, exact_head, train_head
+from secure_natfl.dp_training import Cohort, Recipe, train_head
+from secure_natfl.exact_head import exact_head
 from secure_natfl.federation import Site
 from secure_natfl.fine_tuning import solved
 from secure_natfl.heads import Knowledge

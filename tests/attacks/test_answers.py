@@ -232,6 +232,15 @@ def test_crafted_proxies_tell_more_than_as_many_honest_ones(lab, random):
     assert found["few"].verdict is Verdict.CONTROL
 
 
+def test_crafted_proxies_are_asked_of_as_many_sites_as_there_is_time_for(lab, random):
+    """Eight sites at least, and in every arm the same."""
+    row = crafted_row(lab, SHADOWS)
+    for arm in row.arms[:2]:
+        found = row.play(arm, Budget(48, seconds=1e-6), np.random.default_rng(0))
+        assert len(np.unique(found.clusters)) == 8
+        assert len(found.scores) == len(found.baselines["honest proxies"]) == 64
+
+
 def test_natural_pictures_can_be_made_to_collide_with_a_patient(lab, random):
     """Features nearly those of the patient, and pictures nearer to their natural start."""
     private, _ = lab.records(random, np.arange(6) % lab.classes)

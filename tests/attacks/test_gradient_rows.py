@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from attacks.gradients.laboratory import Observation, Trial
+from attacks.gradients.clients import Client
+from attacks.gradients.laboratory import Observation, Shared, Trial
 from attacks.gradients.simulated import ARMS, SimulatedLab
 from attacks.gradients.table import gradient_rows
 from attacks.priors import Prior
@@ -16,6 +17,7 @@ from attacks.rows import Budget
 from protocols.errors import ConfigError
 
 BUDGET = Budget(targets=12, seconds=60, restarts=2, iterations=60)
+HALVES = slice(12), slice(12, None)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +58,10 @@ def flat(trial: Trial) -> torch.Tensor:
 def test_rows_fix_their_criteria_before_anything_is_played():
     rows = gradient_rows(laboratory())
     assert [row.id for row in rows] == ["G1", "G3", "G3i", "G4", "G5a", "G5b", "G2"]
-    assert all(row.arms == ARMS and 0 < row.margin < row.control_margin for row in rows)
+    assert all(row.arms == (*ARMS, "nothing shown") for row in rows)
+    assert all(0 < row.margin < row.control_margin for row in rows)
+    own = gradient_rows(laboratory(shared=Shared(sites=2, images=8)))
+    assert all(row.arms == (*ARMS, "protected") for row in own)
 
 
 @pytest.mark.parametrize(("row", "control"), [("G1", 0.95), ("G2", 0.95), ("G5a", 0.5)])
@@ -106,6 +111,50 @@ def test_the_prior_keeps_what_varies_and_drops_what_does_not():
         Prior.of(images[:1])
 
 
+def sent(shared: Shared, images: slice = slice(None)) -> list[torch.Tensor]:
+    """What sites with 24 images, or some of them, show of their updates."""
+    lab = laboratory(shared=shared)
+    client = Client(lab._ground(), lab._network("batch", 0, 0), lab.images[:24], lab.labels[:24])
+    part = replace(client, images=client.images[images], labels=client.labels[images])
+    return list(part.shows("protected").gradient)
+
+
+def test_updates_are_added_up_site_by_site():
+    both = sent(Shared(sites=2, images=12, steps=2, passes=2))
+    apart = [sent(Shared(sites=1, images=12, steps=2, passes=2), one) for one in HALVES]
+    for total, first, second in zip(both, *apart, strict=True):
+        assert torch.allclose(total, (first + second) / 2, atol=1e-6)
+        assert not torch.allclose(first, second, atol=1e-6)
+
+
+def test_noise_on_updates_is_as_known():
+    """Between two draws twice the variance; of thousands of numbers it is known to 5 %."""
+    for shared in (
+        Shared(sites=2, images=12, steps=2, site_noise=3.0),
+        Shared(sites=2, images=12, record_noise=3.0),
+    ):
+        lab = laboratory(shared=shared)
+        trials = [
+            next(iter(lab.trials("batch", "protected", 1, np.random.default_rng(0))))
+            for _ in range(2)
+        ]
+        noise = trials[0].observation.knowledge.noise
+        apart = flat(trials[0]) - flat(trials[1])
+        assert float(apart.std()) == pytest.approx(noise * 2**0.5, rel=0.05)
+
+
+def test_labels_of_a_site_show_in_its_own_update_and_less_in_a_sum():
+    alone, several = (
+        play("G2", "protected", lab=laboratory(shared=Shared(sites=n, images=8))) for n in (1, 10)
+    )
+    assert alone.scores.mean() > several.scores.mean() + 0.1
+
+
+def test_a_time_that_is_up_leaves_fewer_targets():
+    found = play("G2", "undefended", replace(BUDGET, seconds=1e-9))
+    assert len(found.scores) == 8
+
+
 @pytest.mark.nightly
 def test_gradient_matching_succeeds_undefended():
     found = play("G3", "undefended", Budget(targets=2, seconds=30, restarts=2, iterations=60))
@@ -117,10 +166,10 @@ def test_gradient_matching_succeeds_undefended():
 def test_the_same_clients_are_attacked_in_every_arm():
     lab = laboratory()
     seen = {}
-    for arm in ARMS:
+    for arm in lab.arms("batch"):
         trials = list(lab.trials("batch", arm, 3, np.random.default_rng(5)))
         seen[arm] = [trial.truth.images[0] for trial in trials]
-    for arm in ARMS[1:]:
+    for arm in lab.arms("batch"):
         assert all(torch.equal(a, b) for a, b in zip(seen[arm], seen["undefended"], strict=True))
 
 

@@ -19,12 +19,12 @@ from secure_natfl.checked_gradients import UnitGradients
 from secure_natfl.dp_training import (
     Cohort,
     Recipe,
-    exact_head,
     natural_loss,
     thaw,
     train,
     train_head,
 )
+from secure_natfl.exact_head import exact_head
 from secure_natfl.flat_optimiser import FlatOptimiser
 from secure_natfl.models import Network
 from secure_natfl.natural_coordinates import NaturalCoordinates

@@ -163,3 +163,5 @@ def test_only_rows_on_what_the_run_promises_can_break_a_promise() -> None:
         assert promise_of("L3", mode)
         assert promise_of("G1", mode)
         assert not any(promise_of(row, mode) for row in ("L1", "L5", "L6", "A1", "P2"))
+    assert "updates stay shut" in promise_of("G1", "ring/decryptor", updates=True)
+    assert not promise_of("G1", "plain/none", updates=True)

@@ -113,7 +113,7 @@ def test_an_arm_has_models_seeds_and_hospitals_of_its_own(study):
     text += "data.hospitals.children.sites = 4\nstudy.left_out = ['late']\n"
     plan = plan_of(study(text))
     whole, part = plan.settings
-    assert (part.models, part.seeds) == (("central",), (1,))
+    assert (part.models, part.seeds, part.against) == (("central",), (1,), "a")
     assert [h.name for h in whole.config.data.hospitals] == ["children", "late"]
     assert [(h.name, h.sites) for h in part.config.data.hospitals] == [("children", 4)]
     assert [h.name for h in part.newcomers] == ["late"]
@@ -139,6 +139,7 @@ def test_base_path_starts_at_the_study_file(tmp_path, study):
         ("sedes = [1]", ("unknown key", "seeds")),
         ("budget = '3 days'", ("budget", "8h")),
         ("[arms.a]\nstudy.models = ['centrl']", ("study.models", "centrl")),
+        ("[arms.a]\nstudy.against = 'b'", ("study.against", "no such arm")),
         ("[arms.a]\nstudy.seeds = [7]", ("study.seeds", "[0, 1]")),
         ("[arms.a]\nstudy.left_out = ['nowhere']", ("study.left_out", "children")),
         (

@@ -85,6 +85,42 @@ def test_tests_pair_the_same_images(played):
     assert found["uniform, ε = 8", "central: uniform − natural"].value == 0
 
 
+def test_a_hospital_that_took_no_part_is_compared_with_the_best_of_all_local_models(tmp_path):
+    study = read_study("smoke-study")
+    late = {"name": "late", "kind": "phantom", "hospital": "county"}
+    late["architectures"] = ["test_efficientnet"]
+    hospitals = [*study.common["data.hospitals"], late]
+    common, arms = study.common | {"data.hospitals": hospitals}, {"a": {"study.left_out": ["late"]}}
+    study = study.model_copy(update={"common": common, "arms": arms, "subgroups": ["view"]})
+    plan = plan_of(study)
+    folder = StudyFolder.open(tmp_path / "S", study, "", resume=False)
+    for cell in plan.cells():
+        found = {}
+        for hospital in ("children", "late"):
+            for site, signal in enumerate([1.0] if cell.kind == "federation" else [0.1, 1.5, 0.3]):
+                model = "central" if cell.kind == "federation" else "local_only"
+                one = arrays(cell, signal, model)
+                key = f"{hospital}:{model}"
+                one = {name.replace("children", hospital): part for name, part in one.items()}
+                one[key] = np.concatenate([found[key], one[key]]) if site else one[key]
+                found |= one
+            if model == "local_only":
+                found[f"{key}:sites"] = np.array(["x", "y", "z"])
+        folder.finish(cell, found, COSTS)
+    analysis = Analysis(folder, plan, Subgroups([]))
+    scores = {(s.hospital, s.site): s.auroc for s in analysis.scores() if s.model == "local_only"}
+    best = max(scores["late", site].value for site in "xyz")
+    central = next(
+        s.auroc for s in analysis.scores() if (s.hospital, s.model) == ("late", "central")
+    )
+    found = {(t.hospital, t.name): t.difference for t in analysis.tests()}
+    assert found["late", "central − best local model"].value == pytest.approx(central.value - best)
+    assert ("children", "central − best local model") not in found
+    assert list(analysis.gaps()) == []
+    worst = worst_of(analysis)
+    assert {one.hospital for one in worst} == {"children"}
+
+
 def test_a_setting_counts_once_all_its_folds_are_in(played):
     _, _, analysis = played({2.0: None, 8.0: 1.0, math.inf: 1.0})
     assert {setting.epsilon for setting in analysis.settings} == {8.0, math.inf}

@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 from secure_natfl.study import runner
-from secure_natfl.study.cell import Job, play
+from secure_natfl.study.cell import play
+from secure_natfl.study.cell_run import Job
 from secure_natfl.study.conduct import Wish, conduct
 from secure_natfl.study.file import StudyFile, read_study
 from secure_natfl.study.folder import StudyFolder
