@@ -25,12 +25,12 @@ from torch import nn
 from secure_natfl.config import Config
 from secure_natfl.evaluation import probabilities, quick_auroc, site_test
 from secure_natfl.federation import Federation, Site, build
-from secure_natfl.plain_models import started, train_plain
+from secure_natfl.methods.plain_models import started, train_plain
 from secure_natfl.seeds import Seeds
 from secure_natfl.systems.summed import Summed, SummedSystem, make_system
 from secure_natfl.training import Schedule
 
-NETWORK: Final = "secure_natfl.small_network:small"
+NETWORK: Final = "secure_natfl.methods.small_network:small"
 ROUNDS, EPOCHS, RATE, BATCH, ASKED = 3, 2, 3e-3, 64, 400
 _XRAY: Final[dict[str, Any]] = {"kind": "npz", "path": "xray6/xray6.dev.npz", "sites": 3}
 PACKS: Final[dict[str, tuple[int, list[dict[str, Any]]]]] = {

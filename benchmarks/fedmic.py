@@ -36,16 +36,16 @@ from protocols.errors import ConfigError, DataError
 from secure_natfl.check import check
 from secure_natfl.config import Config
 from secure_natfl.data.splits import split
-from secure_natfl.dual_distillation import Lessons, Pair, dual_loss
 from secure_natfl.federation import Federation, Site, build, examples
-from secure_natfl.plain_models import started, train_plain
+from secure_natfl.methods.dual_distillation import Lessons, Pair, dual_loss
+from secure_natfl.methods.plain_models import started, train_plain
+from secure_natfl.methods.training_costs import step_cost
 from secure_natfl.seeds import Seeds
 from secure_natfl.system_tables import FedAvg
 from secure_natfl.systems.fedavg import Averaging
 from secure_natfl.systems.fedmic import FedMic, falling
 from secure_natfl.systems.summed import Summed, SummedSystem, make_system
 from secure_natfl.training import Examples, Schedule, record_losses
-from secure_natfl.training_costs import step_cost
 
 SITES: Final = {"wbc_seg": 5, "brainmri": 10, "rbc": 10, "derma28": 10}
 CUTS: Final[dict[str, dict[str, Any]]] = {
@@ -53,7 +53,7 @@ CUTS: Final[dict[str, dict[str, Any]]] = {
     "pathological": {"partition": "pathological", "classes_per_site": 2},
 }
 ROUNDS, BATCH, SIZE = 12, 64, 28
-NETWORK: Final = "secure_natfl.small_network:small"
+NETWORK: Final = "secure_natfl.methods.small_network:small"
 TUNED_ON, TUNING_SEED = ("brainmri",), 1000
 
 AGGREGATIONS: Final = (

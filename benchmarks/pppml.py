@@ -28,7 +28,7 @@ from benchmarks.pppml_sites import STRENGTHS, unlike
 from secure_natfl.config import Config
 from secure_natfl.evaluation import probabilities, quick_dice, site_test
 from secure_natfl.federation import Federation, Site, build
-from secure_natfl.meta_training import Parts, cut, own_network
+from secure_natfl.methods.meta_training import Parts, cut, own_network
 from secure_natfl.seeds import Seeds
 from secure_natfl.systems.summed import Summed, SummedSystem, make_system
 

@@ -28,13 +28,13 @@ from secure_natfl.config import Config
 from secure_natfl.data.splits import split
 from secure_natfl.evaluation import probabilities, quick_auroc, quick_dice, site_test
 from secure_natfl.federation import Site, build, examples
-from secure_natfl.masked_images import MaskedAutoencoder, masked_start
-from secure_natfl.public_pool import public_pool
+from secure_natfl.methods.masked_images import MaskedAutoencoder, masked_start
+from secure_natfl.methods.public_pool import public_pool
+from secure_natfl.methods.task_network import TaskNetwork, over, probe_head, tune
 from secure_natfl.seeds import Seeds
 from secure_natfl.system_tables import UniMed as Table
 from secure_natfl.systems.summed import Summed
 from secure_natfl.systems.unimed import UniMed
-from secure_natfl.task_network import TaskNetwork, over, probe_head, tune
 from secure_natfl.toml_config import load
 from secure_natfl.training import Schedule
 

@@ -19,14 +19,14 @@ from protocols.policy import effective, threshold_of
 from protocols.promises import PROMISES, Parties
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, Site, build
+from secure_natfl.methods.plain_models import parameter_count
 from secure_natfl.models import Network, build_backbone
-from secure_natfl.plain_models import parameter_count
 from secure_natfl.prediction import gradient_noise, predictions
 from secure_natfl.schedule import Schedule
 from secure_natfl.seeds import Seeds
 from secure_natfl.setup import check_architectures
 from secure_natfl.site_state import open_ledger, secret, state_folder
-from secure_natfl.summed_terms import agree_sums
+from secure_natfl.summed.terms import agree_sums
 from secure_natfl.system_tables import NatImg
 from secure_natfl.systems.natimg_fl import NatImgFL
 from secure_natfl.systems.summed import make_system

@@ -19,8 +19,8 @@ from secure_natfl.reporting import consortium
 from secure_natfl.run import Run
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.site_reporting import site_report
-from secure_natfl.summed_reporting import summed_report, summed_site_report
-from secure_natfl.summed_run import SummedRun
+from secure_natfl.summed.reporting import summed_report, summed_site_report
+from secure_natfl.summed.run import SummedRun
 from secure_natfl.system_tables import NatImg
 
 

@@ -29,7 +29,7 @@ from secure_natfl.run_folder import RunFolder
 from secure_natfl.schedule import Schedule
 from secure_natfl.setup import public_networks
 from secure_natfl.site_state import secret, state_folder
-from secure_natfl.summed_terms import agree_sums
+from secure_natfl.summed.terms import agree_sums
 from secure_natfl.system_tables import NatImg
 from secure_natfl.systems.natimg_fl import NatImgFL
 from secure_natfl.systems.summed import SummedSystem, make_system

@@ -19,7 +19,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from protocols.errors import ConfigError, ModelError
-from secure_natfl.certainty import (
+from secure_natfl.config import Config, DpSgd
+from secure_natfl.federation import Federation, Site
+from secure_natfl.methods.certainty import (
     Bounds,
     Matrix,
     certainty,
@@ -27,18 +29,16 @@ from secure_natfl.certainty import (
     sensitivity,
     size_of,
 )
-from secure_natfl.config import Config, DpSgd
-from secure_natfl.federation import Federation, Site
-from secure_natfl.plain_models import Plain, parameter_count, taught
+from secure_natfl.methods.plain_models import Plain, parameter_count, taught
+from secure_natfl.methods.task_network import below
 from secure_natfl.seeds import Seeds
+from secure_natfl.summed.weight_vectors import layout_of, vector_of
 from secure_natfl.system_tables import Distilled as Table
 from secure_natfl.systems.distilling import UPDATE, Distilling, move, named, take_up
 from secure_natfl.systems.fedavg import one_architecture
 from secure_natfl.systems.private_head import Begin
 from secure_natfl.systems.summed import SITE, Phase, Rows, Summed, Trait, Vector
-from secure_natfl.task_network import below
 from secure_natfl.training import features_of
-from secure_natfl.weight_vectors import layout_of, vector_of
 
 
 class Consensus(Distilling):

@@ -9,16 +9,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from secure_natfl.config import Config
-from secure_natfl.distillation_rules import Rule
 from secure_natfl.federation import Federation, Site
-from secure_natfl.plain_models import started, taught, train_plain
+from secure_natfl.methods.distillation_rules import Rule
+from secure_natfl.methods.plain_models import started, taught, train_plain
+from secure_natfl.methods.task_network import below
 from secure_natfl.seeds import Seeds
+from secure_natfl.summed.weight_vectors import tensors_of
 from secure_natfl.system_tables import Distilled as Table
 from secure_natfl.systems.cohorts import declared_weights, drawn_cohort
 from secure_natfl.systems.summed import Phase, Rows, Summed, Trait, Vector
-from secure_natfl.task_network import below
 from secure_natfl.training import Schedule
-from secure_natfl.weight_vectors import tensors_of
 
 UPDATE: Final = "update"
 ANSWERS: Final = "answers"

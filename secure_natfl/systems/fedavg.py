@@ -21,14 +21,14 @@ from secure_natfl.config import Config, DpSgd
 from secure_natfl.deep_training import train_layers, trained_names, trained_parameters
 from secure_natfl.dp_training import Cohort, Recipe, train_head
 from secure_natfl.federation import Federation, Site
-from secure_natfl.plain_models import Plain, parameter_count, started, taught, train_plain
+from secure_natfl.methods.plain_models import Plain, parameter_count, started, taught, train_plain
 from secure_natfl.seeds import Seeds
+from secure_natfl.summed.weight_vectors import layout_of, tensors_of, vector_of
 from secure_natfl.system_tables import FedAvg
 from secure_natfl.systems.cohorts import declared_weights, drawn_cohort
 from secure_natfl.systems.private_head import Begin
 from secure_natfl.systems.summed import SITE, SPAN, Phase, Rows, Summed, Trait, Vector
 from secure_natfl.training import Schedule, features_of
-from secure_natfl.weight_vectors import layout_of, tensors_of, vector_of
 
 NAME = "fedavg"
 HEAD_SPAN = 32.0

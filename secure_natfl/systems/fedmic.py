@@ -35,9 +35,9 @@ from secure_natfl import config as tables
 from secure_natfl.config import Config, DpSgd
 from secure_natfl.deep_training import train_layers, trained_names, trained_parameters
 from secure_natfl.dp_training import Cohort, Recipe
-from secure_natfl.dual_distillation import Lessons, Pair, learn
 from secure_natfl.federation import Federation, Site
-from secure_natfl.low_rank import (
+from secure_natfl.methods.dual_distillation import Lessons, Pair, learn
+from secure_natfl.methods.low_rank import (
     Matrix,
     RankRule,
     SharedBasis,
@@ -48,7 +48,7 @@ from secure_natfl.low_rank import (
     rank_by_energy,
     reduced,
 )
-from secure_natfl.plain_models import Plain, parameter_count, started
+from secure_natfl.methods.plain_models import Plain, parameter_count, started
 from secure_natfl.seeds import Seeds
 from secure_natfl.surgery import fitted, frozen
 from secure_natfl.system_tables import FedMic as Table

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from protocols.errors import ConfigError, PrivacyError
 from secure_natfl.config import Config, DpSgd
 from secure_natfl.federation import Federation, Site
-from secure_natfl.meta_training import (
+from secure_natfl.methods.meta_training import (
     LocalPlan,
     NoisyTraining,
     cut,
@@ -32,16 +32,16 @@ from secure_natfl.meta_training import (
     place,
     weights_of,
 )
-from secure_natfl.per_fedavg import Meta
-from secure_natfl.plain_models import Plain, started
+from secure_natfl.methods.per_fedavg import Meta
+from secure_natfl.methods.plain_models import Plain, started
+from secure_natfl.methods.segmentation import check_medical, is_medical
 from secure_natfl.seeds import Seeds
-from secure_natfl.segmentation import check_medical, is_medical
+from secure_natfl.summed.weight_vectors import layout_of
 from secure_natfl.surgery import fitted, trainable
 from secure_natfl.system_tables import PppmlHmi as Table
 from secure_natfl.systems.cohorts import declared_weights, drawn_cohort
 from secure_natfl.systems.private_head import Begin
 from secure_natfl.systems.summed import SITE, Phase, Rows, Summed, Trait, Vector
-from secure_natfl.weight_vectors import layout_of
 
 RECONSTRUCTION = (
     "PPPML-HMI (Zhou et al. 2024, Computers in Biology and Medicine 169:107861), after its paper "

@@ -2,7 +2,7 @@
 
 A round has one or more phases. In each, every site of the cohort gives one vector, the vectors of
 a group are weighted and added under whatever protection was configured, and the system sees the
-sum alone. A system knows nothing of keys, noise or messages. `secure_natfl.summed_run` plays it.
+sum alone. A system knows nothing of keys, noise or messages. `secure_natfl.summed.run` plays it.
 """
 
 from __future__ import annotations

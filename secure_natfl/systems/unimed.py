@@ -32,18 +32,25 @@ from protocols.errors import ConfigError
 from protocols.quantize import Layout, Segment
 from secure_natfl.config import Config, DpSgd
 from secure_natfl.federation import Federation, Site
-from secure_natfl.masked_images import MaskedAutoencoder, masked_start, match_features
-from secure_natfl.private_tuning import private_size, tune_privately
-from secure_natfl.public_pool import public_pool
+from secure_natfl.methods.masked_images import MaskedAutoencoder, masked_start, match_features
+from secure_natfl.methods.private_tuning import private_size, tune_privately
+from secure_natfl.methods.public_pool import public_pool
+from secure_natfl.methods.task_network import (
+    TaskNetwork,
+    below,
+    over,
+    probe_head,
+    tune,
+    weights_by_name,
+)
+from secure_natfl.methods.unimed_checks import check_unimed
 from secure_natfl.seeds import Seeds
+from secure_natfl.summed.weight_vectors import layout_of, tensors_of, vector_of
 from secure_natfl.system_tables import UniMed as Table
 from secure_natfl.systems.cohorts import declared_weights, drawn_cohort
 from secure_natfl.systems.private_head import Begin
 from secure_natfl.systems.summed import Phase, Rows, Summed, Trait, Vector
-from secure_natfl.task_network import TaskNetwork, below, over, probe_head, tune, weights_by_name
 from secure_natfl.training import Schedule, features_of
-from secure_natfl.unimed_checks import check_unimed
-from secure_natfl.weight_vectors import layout_of, tensors_of, vector_of
 
 RECONSTRUCTION: Final = (
     "UniMed (Radwan, Osman and Shehata, arXiv:2407.14719), a reconstruction from the abstract: the "

@@ -12,16 +12,16 @@ from protocols.errors import ConfigError, NatflError
 from secure_natfl.config import Config
 from secure_natfl.execute import execute
 from secure_natfl.federation import Federation, build
-from secure_natfl.plain_models import taught
+from secure_natfl.methods.plain_models import taught
 from secure_natfl.report.model import Report
 from secure_natfl.seeds import Seeds
-from secure_natfl.summed_terms import agree_sums
+from secure_natfl.summed.terms import agree_sums
+from secure_natfl.summed.weight_vectors import vector_of
 from secure_natfl.systems.distilled import Consensus, Ensemble, make
 from secure_natfl.systems.summed import Summed
 from secure_natfl.training import features_of
-from secure_natfl.weight_vectors import vector_of
 
-SMALL = "secure_natfl.small_network:small"
+SMALL = "secure_natfl.methods.small_network:small"
 METHODS = ["fedmd", "feddf", "ds-fl", "fedaux"]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from secure_natfl.certainty import Bounds, certainty, fit_certainty, sensitivity, size_of
+from secure_natfl.methods.certainty import Bounds, certainty, fit_certainty, sensitivity, size_of
 
 LOCAL, PUBLIC, WIDTH, DECAY = 40, 160, 6, 0.01
 

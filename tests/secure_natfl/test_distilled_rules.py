@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from secure_natfl.distillation_rules import Rule
+from secure_natfl.methods.distillation_rules import Rule
 
 ROWS, CLASSES = 5, 3
 

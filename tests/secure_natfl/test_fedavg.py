@@ -11,11 +11,11 @@ from protocols.dp_sgd import DpSgd
 from protocols.ledger import Ledger, ReleaseKey
 from secure_natfl.federation import build
 from secure_natfl.seeds import Seeds
+from secure_natfl.summed.weight_vectors import vector_of
 from secure_natfl.systems.cohorts import declared_weights
 from secure_natfl.systems.fedavg import Averaging, make
 from secure_natfl.systems.summed import Summed
 from secure_natfl.toml_config import load
-from secure_natfl.weight_vectors import vector_of
 
 
 @pytest.fixture(scope="module")

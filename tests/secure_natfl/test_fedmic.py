@@ -17,16 +17,16 @@ from protocols.ledger import Ledger, ReleaseKey
 from protocols.sampler import seeded_random
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, Site, build
-from secure_natfl.plain_models import started
+from secure_natfl.methods.plain_models import started
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.seeds import Seeds
-from secure_natfl.summed_run import SummedRun
-from secure_natfl.summed_terms import agree_sums
+from secure_natfl.summed.run import SummedRun
+from secure_natfl.summed.terms import agree_sums
 from secure_natfl.systems.fedmic import FedMic, make
 from secure_natfl.systems.summed import Summed, Vector
 from secure_natfl.toml_config import load
 
-SMALL = "secure_natfl.small_network:small"
+SMALL = "secure_natfl.methods.small_network:small"
 NOISY = {"mechanism": "dp-sgd", "layers": "network", "steps": 3}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secure_natfl.dual_distillation import (
+from secure_natfl.methods.dual_distillation import (
     Answer,
     Lessons,
     Pair,
@@ -16,8 +16,8 @@ from secure_natfl.dual_distillation import (
     learn,
     taught,
 )
+from secure_natfl.methods.plain_models import Plain
 from secure_natfl.models import Network
-from secure_natfl.plain_models import Plain
 from secure_natfl.training import Examples, Schedule
 
 

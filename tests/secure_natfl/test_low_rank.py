@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import ConfigError
-from secure_natfl.low_rank import (
+from secure_natfl.methods.low_rank import (
     Factors,
     SharedBasis,
     decomposed,

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from protocols.errors import ModelError
-from secure_natfl.masked_images import (
+from secure_natfl.methods.masked_images import (
     MaskedAutoencoder,
     learn_masked,
     masked_start,
@@ -14,7 +14,7 @@ from secure_natfl.masked_images import (
     vit_smallest,
 )
 
-SMALLEST = "secure_natfl.masked_images:vit_smallest"
+SMALLEST = "secure_natfl.methods.masked_images:vit_smallest"
 
 
 def generator(seed=0):

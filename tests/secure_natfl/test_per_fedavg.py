@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from protocols.errors import ModelError
-from secure_natfl.per_fedavg import Meta, adapt, batches, meta_gradient, pairs
+from secure_natfl.methods.per_fedavg import Meta, adapt, batches, meta_gradient, pairs
 
 ALPHA, BETA = 0.1, 0.05
 

@@ -18,11 +18,11 @@ from protocols.mechanisms import NoNoise
 from protocols.sampler import seeded_random
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, Site, build
-from secure_natfl.meta_training import cut, weights_of
+from secure_natfl.methods.meta_training import cut, weights_of
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.seeds import Seeds
-from secure_natfl.summed_run import SummedRun
-from secure_natfl.summed_terms import agree_sums
+from secure_natfl.summed.run import SummedRun
+from secure_natfl.summed.terms import agree_sums
 from secure_natfl.surgery import trainable
 from secure_natfl.systems.pppml_hmi import PppmlHmi, make
 from secure_natfl.systems.summed import Summed
@@ -261,7 +261,7 @@ def test_noise_needs_all_layers_two_gradients_a_step_and_a_charge(federation: Fe
 @pytest.mark.parametrize(
     ("target", "network"),
     [
-        ("labels", "secure_natfl.small_network:small"),
+        ("labels", "secure_natfl.methods.small_network:small"),
         pytest.param("mask", "unet-4", marks=pytest.mark.nightly),
     ],
 )

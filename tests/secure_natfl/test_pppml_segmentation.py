@@ -6,7 +6,7 @@ from monai.losses.dice import DiceCELoss
 from torch import Tensor
 
 from protocols.errors import ModelError
-from secure_natfl.segmentation import build_medical, check_medical, mask_losses
+from secure_natfl.methods.segmentation import build_medical, check_medical, mask_losses
 
 CLASSES = 3
 

@@ -464,9 +464,7 @@ def test_a_session_is_told_apart_by_everything_it_rests_on(world, tiny):
     others = {
         session_of(world.config, world.federation, "other"),
         session_of(tiny("privacy.clip=21"), world.federation, "n"),
-        session_of(
-            world.config, dataclasses.replace(world.federation, pool=naturals), "n"
-        ),
+        session_of(world.config, dataclasses.replace(world.federation, pool=naturals), "n"),
     }
     assert len(others | {base}) == 4
     assert len(base) == 32

@@ -13,20 +13,20 @@ from rich.console import Console
 
 from protocols.errors import ConfigError, LedgerError, ModelError, NatflError
 from protocols.ledger import Ledger, ReleaseKey
-from secure_natfl import summed_run
 from secure_natfl.audit.conduct import audit
 from secure_natfl.execute import execute
 from secure_natfl.federation import build
 from secure_natfl.report.model import Report
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.seeds import Seeds
-from secure_natfl.summed_run import SummedRun
-from secure_natfl.summed_terms import agree_sums
+from secure_natfl.summed import run as summed_run
+from secure_natfl.summed.run import SummedRun
+from secure_natfl.summed.terms import agree_sums
+from secure_natfl.summed.weight_vectors import layout_of, not_finite, tensors_of, vector_of
 from secure_natfl.system_tables import FedAvg
 from secure_natfl.systems.fedavg import Averaging
 from secure_natfl.systems.summed import Phase, make_system
 from secure_natfl.toml_config import load
-from secure_natfl.weight_vectors import layout_of, not_finite, tensors_of, vector_of
 
 SMALL = """
 [data]

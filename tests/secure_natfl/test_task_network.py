@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from secure_natfl.masked_images import vit_smallest
-from secure_natfl.task_network import TaskNetwork, losses, moved, over, probe_head, tune
+from secure_natfl.methods.masked_images import vit_smallest
+from secure_natfl.methods.task_network import TaskNetwork, losses, moved, over, probe_head, tune
 from secure_natfl.training import Examples, Schedule
 
 

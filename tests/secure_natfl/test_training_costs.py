@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from secure_natfl.training_costs import step_cost
+from secure_natfl.methods.training_costs import step_cost
 
 
 def test_a_linear_layer_costs_what_it_costs_by_hand():

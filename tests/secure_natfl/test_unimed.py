@@ -12,7 +12,7 @@ from protocols.promises import PROMISES
 from secure_natfl.federation import build
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.seeds import Seeds
-from secure_natfl.summed_run import SummedRun
+from secure_natfl.summed.run import SummedRun
 from secure_natfl.systems.summed import Summed, make_system
 from secure_natfl.toml_config import load
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, Site, joined
-from secure_natfl.plain_models import started, train_plain
+from secure_natfl.methods.plain_models import started, train_plain
 from secure_natfl.progress import Stages
 from secure_natfl.run_folder import RunFolder, load_network, save_network
 from secure_natfl.system_tables import Summing

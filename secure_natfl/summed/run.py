@@ -29,9 +29,9 @@ from secure_natfl.results import SummedResults, account_of, by_message
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.schedule import Agreed
 from secure_natfl.site_state import secret, state_folder
-from secure_natfl.summed_arms import train_arms
-from secure_natfl.summed_evaluation import curve
-from secure_natfl.summed_state import (
+from secure_natfl.summed.arms import train_arms
+from secure_natfl.summed.evaluation import curve
+from secure_natfl.summed.state import (
     CENTRAL,
     forget_sent,
     keep_sent,
@@ -42,9 +42,9 @@ from secure_natfl.summed_state import (
     sent_of,
     take_up,
 )
-from secure_natfl.summed_terms import agree_sums
+from secure_natfl.summed.terms import agree_sums
+from secure_natfl.summed.weight_vectors import not_finite
 from secure_natfl.systems.summed import Phase, Rows, Summed, Vector, make_system
-from secure_natfl.weight_vectors import not_finite
 
 _LAST_INDEX = 2**32 - 1
 

@@ -1,6 +1,6 @@
 """A small network for small images on a CPU, with group normalisation: weights are all it has.
 
-Named in a configuration as "secure_natfl.small_network:small".
+Named in a configuration as "secure_natfl.methods.small_network:small".
 """
 
 from __future__ import annotations

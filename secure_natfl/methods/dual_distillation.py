@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secure_natfl.plain_models import Plain
+from secure_natfl.methods.plain_models import Plain
 from secure_natfl.training import (
     Examples,
     Schedule,

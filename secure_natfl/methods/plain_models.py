@@ -15,10 +15,10 @@ from protocols.errors import ModelError
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, Task
 from secure_natfl.fine_tuning import fresh
+from secure_natfl.methods.segmentation import build_medical, check_sides, is_medical, mask_losses
 from secure_natfl.models import Network, build_backbone, check_architecture
 from secure_natfl.pretraining import pretrained
 from secure_natfl.seeds import Seeds
-from secure_natfl.segmentation import build_medical, check_sides, is_medical, mask_losses
 from secure_natfl.training import (
     Examples,
     Progress,

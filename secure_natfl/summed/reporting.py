@@ -13,7 +13,7 @@ from secure_natfl.evaluation import hospital_tests, probabilities, scores, site_
 from secure_natfl.exposure import exposure, uncovered
 from secure_natfl.federation import Site
 from secure_natfl.holdings import holdings
-from secure_natfl.plain_models import parameter_count
+from secure_natfl.methods.plain_models import parameter_count
 from secure_natfl.privacy_reporting import budgets, privacy, site_ledger, statement_of
 from secure_natfl.report.model import (
     Baseline,
@@ -29,8 +29,8 @@ from secure_natfl.report.site_model import SiteCurvePoint, SiteReport
 from secure_natfl.reporting import absences, aggregation, headline, losses
 from secure_natfl.results import SummedResults
 from secure_natfl.site_reporting import class_figures, ledger_lines
-from secure_natfl.summed_arms import LABELS
-from secure_natfl.summed_evaluation import central_scores, site_scores
+from secure_natfl.summed.arms import LABELS
+from secure_natfl.summed.evaluation import central_scores, site_scores
 
 _SLOT_BYTES: Final = 57
 """Of one number of a CKKS ciphertext of degree 8192 and moduli [60, 40, 60], as serialised."""

@@ -21,8 +21,8 @@ from secure_natfl.checked_gradients import UnitGradients
 from secure_natfl.data.splits import folds
 from secure_natfl.dp_training import Cohort, Recipe, calm, train
 from secure_natfl.federation import Site
-from secure_natfl.per_fedavg import Loss, Meta, adapt, batches, meta_gradient, pairs
-from secure_natfl.segmentation import mask_losses
+from secure_natfl.methods.per_fedavg import Loss, Meta, adapt, batches, meta_gradient, pairs
+from secure_natfl.methods.segmentation import mask_losses
 from secure_natfl.surgery import trainable
 from secure_natfl.training import Examples, augment, record_losses
 from secure_natfl.unit_gradients import Unit

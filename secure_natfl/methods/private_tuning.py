@@ -18,9 +18,9 @@ from secure_natfl.checked_gradients import UnitGradients
 from secure_natfl.config import DpSgd
 from secure_natfl.dp_training import Cohort, Recipe, calm, train
 from secure_natfl.federation import Site
+from secure_natfl.methods.task_network import TaskNetwork, losses
 from secure_natfl.surgery import trainable
 from secure_natfl.systems.private_head import Begin
-from secure_natfl.task_network import TaskNetwork, losses
 from secure_natfl.training import Examples
 from secure_natfl.unit_gradients import Unit
 

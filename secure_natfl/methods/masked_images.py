@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from protocols.chain import canonical, digest
 from protocols.errors import ModelError
+from secure_natfl.methods.task_network import distance
 from secure_natfl.models import build_backbone
 from secure_natfl.pretraining import cache_folder, keep_tensors, restore_tensors
-from secure_natfl.task_network import distance
 from secure_natfl.training import Progress, Schedule, augment, features_of, fit
 
 _RATE = 2e-3
@@ -68,7 +68,7 @@ def vit(architecture: str, size: int) -> VisionTransformer:
         raise ModelError(
             f"is a {type(encoder).__name__}, and masked image modelling hides patches of a ViT",
             where=architecture,
-            fix='choose a timm ViT, or "secure_natfl.masked_images:vit_small"',
+            fix='choose a timm ViT, or "secure_natfl.methods.masked_images:vit_small"',
         )
     patch = encoder.patch_embed.patch_size[0]
     if size < 2 * patch:

@@ -1,0 +1,1 @@
+"""Runs of systems that learn from sums: terms, rounds, state, scores and reports."""
