@@ -283,8 +283,8 @@ def test_no_noise_covers_the_teacher_so_nothing_that_is_sent_depends_on_it(asked
     _, *without_teacher = noisy(asked, tmp_path, "teacher")
     _, *other_student = noisy(asked, tmp_path, "student")
     for one, two in zip(usual, without_teacher, strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert not np.array_equal(usual[0], other_student[0])
+        assert alike(one, two)
+    assert not alike(usual[0], other_student[0])
     site = asked.sites[0]
     student, teacher = (weights(n) for n in (plain.central(site), plain.answering(site)))
     assert plain.personalise(site, 0) is not None
@@ -301,7 +301,12 @@ def test_without_noise_the_student_does_learn_from_the_teacher(federation):
             for parameter in system.pairs[site.name].teacher.parameters():
                 parameter.mul_(factor)
         sent.append(system.contribute(site, 0, "left", None))
-    assert not np.array_equal(*sent)
+    assert not alike(*sent)
+
+
+def alike(one: Vector, two: Vector) -> bool:
+    """The same but for the order in which a processor adds up."""
+    return np.allclose(one, two, rtol=1e-3, atol=1e-4)
 
 
 def test_training_under_noise_is_charged_for(asked):
