@@ -1,6 +1,6 @@
 """The distillation baselines beside FedAvg and local training, on real packs.
 
-    python -m benchmarks.distilled run   --data /work/packs --out runs.jsonl --seeds 0 1 2
+    python -m benchmarks.distilled run   --data PACKS --out runs.jsonl --seeds 0 1 2
     python -m benchmarks.distilled table --out runs.jsonl
 
 Every arm has the same network, public start, rounds, local epochs and rates, none of them tuned. A

@@ -1,10 +1,10 @@
 """FedMIC beside what it is compared with, on real packs cut into unlike sites.
 
-    python -m benchmarks.fedmic tune  --data /work/packs --out tuning.jsonl
-    python -m benchmarks.fedmic run   --data /work/packs --out runs.jsonl --seeds 0 1 2 3 4
-    python -m benchmarks.fedmic sweep --data /work/packs --out sweep.jsonl --seeds 0 1 2
-    python -m benchmarks.fedmic cost  --data /work/packs
-    python -m benchmarks.fedmic wire  --data /work/packs
+    python -m benchmarks.fedmic tune  --data PACKS --out tuning.jsonl
+    python -m benchmarks.fedmic run   --data PACKS --out runs.jsonl --seeds 0 1 2 3 4
+    python -m benchmarks.fedmic sweep --data PACKS --out sweep.jsonl --seeds 0 1 2
+    python -m benchmarks.fedmic cost  --data PACKS
+    python -m benchmarks.fedmic wire  --data PACKS
     python -m benchmarks.fedmic table --out runs.jsonl
 
 Every arm has the same network, start, epochs and batches, a learning rate that falls along a
