@@ -75,11 +75,23 @@ def _leads(pid: int) -> bool:
 
 
 def _wait(pid: int, seconds: float = 5.0) -> None:
+    """Until a process and its children are gone: one that was killed takes a moment to die."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until and started(pid):
+    while time.monotonic() < until and (started(pid) or _children(pid)):
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
         time.sleep(0.05)
+
+
+def _children(leader: int) -> bool:
+    """Whether anything of a group is alive; what is dead and not yet buried does not count."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stat = file.read_text(encoding="ascii", errors="replace")
+            state, _, group, *_ = stat.rpartition(") ")[2].split()
+            if int(group) == leader and state != "Z":
+                return True
+    return False
 
 
 def started(pid: int) -> str:
