@@ -243,7 +243,10 @@ def test_every_aggregation_opens_both_sums_as_the_same_integers(tmp_path: Path, 
 
 
 def noisy(asked: Federation, tmp_path: Any, scramble: str) -> tuple[FedMic, Vector, Vector]:
-    """Both vectors of one site, whose teacher or student was disturbed before; seeded noise."""
+    """Both vectors of one site, whose teacher or student was disturbed before; seeded noise.
+
+    A teacher is no number any more: whatever were computed from it would not be one either.
+    """
     system = make(configured(NOISY), asked, Seeds.of_study(0))
     site = asked.sites[0]
     parts = {"teacher": [system.pairs[site.name].teacher, system.pairs[site.name].bridge],
@@ -251,7 +254,7 @@ def noisy(asked: Federation, tmp_path: Any, scramble: str) -> tuple[FedMic, Vect
     with torch.no_grad():
         for module in parts[scramble]:
             for parameter in module.parameters():
-                parameter.mul_(1.5)
+                parameter.mul_(1.5 if scramble == "student" else torch.nan)
     with Ledger(
         tmp_path / scramble,
         "site",
@@ -283,6 +286,7 @@ def test_no_noise_covers_the_teacher_so_nothing_that_is_sent_depends_on_it(asked
     _, *without_teacher = noisy(asked, tmp_path, "teacher")
     _, *other_student = noisy(asked, tmp_path, "student")
     for one, two in zip(usual, without_teacher, strict=True):
+        assert np.isfinite(two).all()
         assert alike(one, two)
     assert not alike(usual[0], other_student[0])
     site = asked.sites[0]
@@ -295,13 +299,14 @@ def test_no_noise_covers_the_teacher_so_nothing_that_is_sent_depends_on_it(asked
 def test_without_noise_the_student_does_learn_from_the_teacher(federation):
     """The control of the test above: there the teacher's weights show in what is sent."""
     site, sent = federation.sites[0], []
-    for factor in (1.0, 1.5):
+    for factor in (1.0, 1.5, torch.nan):
         system = made(federation)
         with torch.no_grad():
             for parameter in system.pairs[site.name].teacher.parameters():
                 parameter.mul_(factor)
         sent.append(system.contribute(site, 0, "left", None))
-    assert not alike(*sent)
+    assert not alike(sent[0], sent[1])
+    assert not np.isfinite(sent[2]).all()
 
 
 def alike(one: Vector, two: Vector) -> bool:

@@ -69,7 +69,10 @@ def test_the_report_is_written_with_criteria_controls_and_what_was_not_tested(fo
 
 
 def test_one_time_keys_give_nothing_away_and_a_shared_key_everything(report):
-    """Keys are fresh, so that a verdict is wrong once in 40 times; the share says it all."""
+    """Keys are fresh, so that a verdict is wrong once in 40 times; the share says it all.
+
+    0.05 is five standard deviations of a share of 2,048 coefficients.
+    """
     by_arm = {(row.criteria.id, arm.arm): arm for row in report.rows for arm in row.arms}
     assert by_arm["C2", "slots"].score == by_arm["C2b", "tampered"].score == 1
     for row in ("C2", "C2b"):
