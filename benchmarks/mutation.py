@@ -47,7 +47,7 @@ SUITES = {
     "protocols/accounting.py": "test_accounting.py",
     "protocols/noise_plan.py": "test_noise_plan.py",
     "protocols/release.py": "test_mechanisms.py test_trained_output.py",
-    "protocols/dp_sgd.py": "test_dp_sgd.py",
+    "protocols/dp_sgd.py": "test_dp_sgd.py test_dp_sgd_charges.py",
 }
 """Module → the files of tests/protocols that are its own."""
 

@@ -35,7 +35,7 @@ from secure_natfl.seeds import Seeds
 from secure_natfl.summed.weight_vectors import layout_of, vector_of
 from secure_natfl.system_tables import Distilled as Table
 from secure_natfl.systems.distilling import UPDATE, Distilling, move, named, take_up
-from secure_natfl.systems.fedavg import one_architecture
+from secure_natfl.systems.grouped import one_architecture
 from secure_natfl.systems.private_head import Begin
 from secure_natfl.systems.summed import SITE, Phase, Rows, Summed, Trait, Vector
 from secure_natfl.training import features_of

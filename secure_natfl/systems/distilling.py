@@ -16,7 +16,7 @@ from secure_natfl.methods.task_network import below
 from secure_natfl.seeds import Seeds
 from secure_natfl.summed.weight_vectors import tensors_of
 from secure_natfl.system_tables import Distilled as Table
-from secure_natfl.systems.cohorts import declared_weights, drawn_cohort
+from secure_natfl.systems.grouped import Grouped
 from secure_natfl.systems.summed import Phase, Rows, Summed, Trait, Vector
 from secure_natfl.training import Schedule
 
@@ -31,10 +31,11 @@ _SOURCES: Final = {
 }
 
 
-class Distilling:
+class Distilling(Grouped):
     """What both families share: who is asked about which public images, and how it trains."""
 
     name = "distilled"
+    options: Table
 
     def __init__(self, config: Config, options: Table, federation: Federation, seeds: Seeds):
         self.config, self.options = config, options
@@ -62,21 +63,6 @@ class Distilling:
             return np.zeros(0, dtype=np.int64)
         count = self.config.proxies.per_round
         return np.sort(self.order()[round_number * count : (round_number + 1) * count])
-
-    def cohort(self, round_number: int) -> tuple[str, ...]:
-        """The configured share of each group, drawn anew each round."""
-        fewest = self.config.aggregation.min_participants
-        return drawn_cohort(
-            self.options, self.federation, self.group_of, round_number, self.seeds, fewest
-        )
-
-    def group_of(self, site: Site) -> str:
-        """Sites of a group learn from one mean."""
-        return site.group
-
-    def weights(self) -> dict[str, int]:
-        """α: every site the same, or by declared sizes."""
-        return declared_weights(self.options, self.federation, self.group_of)
 
     def trained_parameters(self, site: Site) -> int:
         """Nothing trains under noise."""

@@ -39,9 +39,9 @@ from secure_natfl.seeds import Seeds
 from secure_natfl.summed.weight_vectors import layout_of
 from secure_natfl.surgery import fitted, trainable
 from secure_natfl.system_tables import PppmlHmi as Table
-from secure_natfl.systems.cohorts import declared_weights, drawn_cohort
+from secure_natfl.systems.grouped import Grouped
 from secure_natfl.systems.private_head import Begin
-from secure_natfl.systems.summed import SITE, Phase, Rows, Summed, Trait, Vector
+from secure_natfl.systems.summed import SITE, Phase, Summed, Trait, Vector
 
 RECONSTRUCTION = (
     "PPPML-HMI (Zhou et al. 2024, Computers in Biology and Medicine 169:107861), after its paper "
@@ -49,11 +49,15 @@ RECONSTRUCTION = (
 )
 
 
-class PppmlHmi:
-    """The system, as `SummedSystem` describes it. `shared`: group → θ, one vector [parameters]."""
+class PppmlHmi(Grouped):
+    """The system, as `SummedSystem` describes it; cohort, groups and weights as `Grouped` has them.
+
+    shared: group → θ, one vector [parameters].
+    """
 
     name = "pppml-hmi"
     reconstruction = RECONSTRUCTION
+    options: Table
 
     def __init__(self, config: Config, federation: Federation, seeds: Seeds) -> None:
         options = config.system
@@ -83,26 +87,6 @@ class PppmlHmi:
         """One sum, of the changes of all weights, layer by layer."""
         del round_number
         return (Phase("update", self._layout),)
-
-    def asked(self, round_number: int, phase: str) -> Rows:
-        """No public image is asked."""
-        del round_number, phase
-        return np.zeros(0, dtype=np.int64)
-
-    def cohort(self, round_number: int) -> tuple[str, ...]:
-        """The sites of a round: of every group a share, drawn anew."""
-        fewest = self.config.aggregation.min_participants
-        return drawn_cohort(
-            self.options, self.federation, self.group_of, round_number, self.seeds, fewest
-        )
-
-    def group_of(self, site: Site) -> str:
-        """Sites of a group share one start."""
-        return site.group
-
-    def weights(self) -> dict[str, int]:
-        """α of every site: 1, or its declared size against the smallest of its group, capped."""
-        return declared_weights(self.options, self.federation, self.group_of)
 
     def trained_parameters(self, site: Site) -> int:
         """All weights train under noise."""

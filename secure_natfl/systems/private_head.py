@@ -97,7 +97,7 @@ class PrivateHead:
                 "a head that is to be trained under noise, and no charge for it",
                 fix="hand in what begins the mechanism's training",
             )
-        _start(network, returned)
+        start_head(network, returned)
         shared = self.cohort, begin, self.recipe
         if self.layers == "head":
             train_head(
@@ -131,7 +131,8 @@ def frozen_features(network: Network, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _start(network: Network, returned: Knowledge | None) -> None:
+def start_head(network: Network, returned: Knowledge | None) -> None:
+    """Where training begins: the head that says what the server returned, or zero, in place."""
     weight, bias = torch.zeros_like(network.xray.weight), torch.zeros_like(network.xray.bias)
     if returned is not None:
         trust = torch.ones(len(returned.logits), 1)

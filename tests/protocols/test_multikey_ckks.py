@@ -1,161 +1,33 @@
-import hashlib
-import math
+"""Multi-key sums are exact: bit for bit, at random and at the bounds of the proof."""
+
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocols.errors import ConfigError, PrivacyError, ProtocolError
-from protocols.expansion import uniform
+from protocols.errors import ConfigError, ProtocolError
 from protocols.gaussian_errors import gaussian_errors
-from protocols.multikey import MK18_39, MK18_49, MultiKeyPreset
-from protocols.multikey_ckks import MultiKeySum, Protected, _ciphertext, protect
+from protocols.multikey import MK18_39, MultiKeyPreset
+from protocols.multikey_ckks import _ciphertext, protect
 from protocols.ntt import transform
-from protocols.sharing import consistent, expand, interpolate, unpack_share, weighted_share
-
-PRESETS = [MK18_39, MK18_49]
-REFERENCE = hashlib.sha256(b"reference").digest()
-Values = np.ndarray
-
-
-# A second implementation, from the docstrings: Python integers, nothing of the first.
-
-
-@lru_cache
-def inverse_matrix(prime: int, degree: int) -> Values:
-    """ψ^(−(2i+1)·n) by row n: N times the inverse of evaluation at the odd powers."""
-    root = next(root for root in range(2, prime) if pow(root, degree, prime) == prime - 1)
-    powers = np.array([pow(root, -power, prime) for power in range(2 * degree)])
-    return powers[np.outer(np.arange(degree), 2 * np.arange(degree) + 1) % (2 * degree)]
-
-
-def coefficients(values: Values, prime: int) -> Values:
-    degree = len(values)
-    whole = inverse_matrix(prime, degree) @ values.astype(np.int64) % prime
-    return whole * pow(degree, -1, prime) % prime
-
-
-def public_transforms(reference: bytes, prime: int, blocks: int, degree: int) -> list[list[int]]:
-    tag = b"natfl multi-key reference" + prime.to_bytes(4, "little") + reference
-    cipher = Cipher(algorithms.AES(hashlib.sha256(tag).digest()), modes.ECB()).encryptor()  # noqa: S305
-    counters = (number.to_bytes(16, "big") for number in range(blocks * degree // 4 + 100))
-    stream = b"".join(map(cipher.update, counters))
-    words = (int.from_bytes(stream[at : at + 4], "little") for at in range(0, len(stream), 4))
-    found = [word % prime for word in words if word < 2**32 // prime * prime]
-    return [found[at * degree : (at + 1) * degree] for at in range(blocks)]
-
-
-def big_product(one: Values, other: Values, prime: int) -> Values:
-    """The product modulo X^N + 1 and p by one product of big integers (Kronecker)."""
-    degree = len(one)
-    big = [int.from_bytes(x.astype("<u8").tobytes(), "little") for x in (one, other)]
-    whole = np.frombuffer((big[0] * big[1]).to_bytes(16 * degree, "little"), "<u8")
-    return (whole[:degree].astype(np.int64) - whole[degree:].astype(np.int64)) % prime
-
-
-def masks(preset: MultiKeyPreset, secret: Values, reference: bytes, blocks: int) -> list[int]:
-    """Coefficients of a·s in [0, q)."""
-    total = [0] * (blocks * preset.degree)
-    for prime, row in zip(preset.primes, secret, strict=True):
-        key = coefficients(row, prime)
-        cofactor = preset.q // prime
-        unit = cofactor * pow(cofactor, -1, prime)
-        for at, public in enumerate(public_transforms(reference, prime, blocks, preset.degree)):
-            product = big_product(coefficients(np.array(public), prime), key, prime).tolist()
-            for n, residue in enumerate(product, at * preset.degree):
-                total[n] = (total[n] + unit * residue) % preset.q
-    return total
-
-
-def second_body(
-    preset: MultiKeyPreset, secret: Values, errors: Values, values: Values, reference: bytes
-) -> bytes:
-    blocks = len(errors) // preset.degree
-    padded = values.tolist() + [0] * (len(errors) - len(values))
-    stream = ""
-    parts = zip(masks(preset, secret, reference, blocks), errors.tolist(), padded, strict=True)
-    for mask, error, value in parts:
-        b = (-mask + error + preset.scale * value) % preset.q
-        stream = format((b + 2**9) // 2**10, f"0{preset.wire_bits}b") + stream
-    return int(stream, 2).to_bytes(len(stream) // 8, "little")
-
-
-def second_opening(
-    preset: MultiKeyPreset,
-    bodies: list[bytes],
-    alphas: list[int],
-    key_sum: Values,
-    reference: bytes,
-) -> list[int]:
-    streams = [int.from_bytes(body, "little") for body in bodies]
-    bits = preset.wire_bits
-    count = len(bodies[0]) * 8 // bits
-    opened = []
-    for n, mask in enumerate(masks(preset, key_sum, reference, count // preset.degree)):
-        integers = [stream >> bits * n & (1 << bits) - 1 for stream in streams]
-        total = sum(a * c for a, c in zip(alphas, integers, strict=True))
-        phase = (2**10 * total + mask) % preset.q
-        phase -= preset.q if phase > preset.q // 2 else 0
-        opened.append((2 * phase + preset.scale) // (2 * preset.scale))
-    return opened
-
-
-# Helpers.
-
-
-def fresh_key(preset: MultiKeyPreset) -> Values:
-    return np.stack([uniform(prime, preset.degree, os.urandom) for prime in preset.primes])
-
-
-def key_sum(preset: MultiKeyPreset, keys: list[Values], alphas: list[int]) -> Values:
-    total = sum(a * key.astype(np.int64) for a, key in zip(alphas, keys, strict=True))
-    return (total % np.array(preset.primes)[:, None]).astype(np.uint64)
-
-
-def added(preset: MultiKeyPreset, size: int, bodies: list[bytes], alphas: list[int]) -> MultiKeySum:
-    total = MultiKeySum(preset, size)
-    for body, alpha in zip(bodies, alphas, strict=True):
-        total.add(body, alpha)
-    return total
-
-
-def integers(preset: MultiKeyPreset, size: int, draw: np.random.Generator) -> Values:
-    limit = preset.value_limit
-    return (
-        draw.choice([limit, -limit, 0, int(draw.integers(-limit, limit + 1))], size)
-        if draw.integers(2)
-        else draw.integers(-limit, limit + 1, size)
-    )
-
-
-def opened_by(
-    preset: MultiKeyPreset,
-    contributions: list[Protected],
-    alphas: list[int],
-    size: int,
-    holders: list[int],
-    plan_alphas: list[int] | None = None,
-) -> Values:
-    """What these holders' answers open."""
-    total = added(preset, size, [each.body for each in contributions], alphas)
-    answers = {
-        holder: unpack_share(
-            preset,
-            weighted_share(preset, [each.shares[holder - 1] for each in contributions], alphas),
-        )
-        for holder in holders
-    }
-    secret = interpolate(preset, answers)
-    heaviest = max(plan_alphas or alphas)
-    assert total.opens(secret, reference=REFERENCE, alphas=alphas, heaviest=heaviest)
-    return total.open(secret, reference=REFERENCE, alphas=alphas, heaviest=heaviest)
-
+from tests.protocols.second_multikey import (
+    PRESETS,
+    REFERENCE,
+    Values,
+    added,
+    fresh_key,
+    integers,
+    key_sum,
+    masks,
+    opened_by,
+    public_transforms,
+    second_body,
+    second_opening,
+)
 
 # Bit for bit.
 
@@ -336,178 +208,7 @@ def test_no_bit_need_be_dropped() -> None:
     np.testing.assert_array_equal(opened, values)
 
 
-# What does not open.
-
-
-@pytest.fixture
-def round_of_three(make_released: Callable[..., object]) -> tuple[list[Protected], list[int]]:
-    draw, alphas = np.random.default_rng(5), [3, 1, 4]
-    return [
-        protect(
-            MK18_39,
-            make_released(integers(MK18_39, 3000, draw)),
-            (0, 3000),
-            reference=REFERENCE,
-            heaviest=4,
-            holders=5,
-            threshold=3,
-        )
-        for _ in alphas
-    ], alphas
-
-
-def shared_key(contributions: list[Protected], alphas: list[int], holders: list[int]) -> Values:
-    return interpolate(
-        MK18_39,
-        {
-            holder: expand(
-                weighted_share(MK18_39, [c.shares[holder - 1] for c in contributions], alphas),
-                MK18_39,
-            )
-            for holder in holders
-        },
-    )
-
-
-@pytest.mark.parametrize(
-    ("members", "weights"),
-    [
-        ([0, 1, 2], [3, 1, 3]),
-        ([0, 1, 2], [3, 2, 4]),
-        ([0, 1, 2], [1, 1, 4]),
-        ([0, 1], [3, 1]),
-        ([1, 2], [1, 4]),
-        ([0], [3]),
-        ([1], [1]),
-    ],
-)
-def test_another_set_or_other_weights_open_nothing(
-    round_of_three: tuple[list[Protected], list[int]], members: list[int], weights: list[int]
-) -> None:
-    contributions, alphas = round_of_three
-    secret = shared_key(contributions, alphas, [1, 3, 4])
-    total = added(MK18_39, 3000, [contributions[at].body for at in members], weights)
-    assert not total.opens(secret, reference=REFERENCE, alphas=alphas)
-    for claimed in (alphas, weights):
-        with pytest.raises(ProtocolError, match="not one of honest contributions"):
-            total.open(secret, reference=REFERENCE, alphas=claimed, heaviest=4)
-
-
-def test_too_few_holders_a_wrong_share_or_another_reference_open_nothing(
-    round_of_three: tuple[list[Protected], list[int]],
-) -> None:
-    contributions, alphas = round_of_three
-    total = added(MK18_39, 3000, [each.body for each in contributions], alphas)
-    right = shared_key(contributions, alphas, [2, 3, 5])
-    assert total.opens(right, reference=REFERENCE, alphas=alphas)
-    for holders in ([1, 2], [5], [3, 4]):
-        secret = shared_key(contributions, alphas, holders)
-        assert not total.opens(secret, reference=REFERENCE, alphas=alphas)
-    wrong = right.copy()
-    wrong[0, 0] ^= np.uint64(1)
-    for secret, reference in ((wrong, REFERENCE), (right, bytes(32))):
-        assert not total.opens(secret, reference=reference, alphas=alphas)
-        with pytest.raises(ProtocolError, match="honest"):
-            total.open(secret, reference=reference, alphas=alphas)
-
-
-def test_a_wrong_answer_of_one_holder_is_found_by_the_others(
-    round_of_three: tuple[list[Protected], list[int]],
-) -> None:
-    contributions, alphas = round_of_three
-    answers = {
-        holder: expand(
-            weighted_share(MK18_39, [c.shares[holder - 1] for c in contributions], alphas), MK18_39
-        )
-        for holder in range(1, 6)
-    }
-    answers[2] = fresh_key(MK18_39)
-    good = {holder: answers[holder] for holder in (1, 3, 5)}
-    bad = {holder: answers[holder] for holder in (1, 2, 5)}
-    assert consistent(MK18_39, good, 4, answers[4])
-    assert not consistent(MK18_39, good, 2, answers[2])
-    assert not consistent(MK18_39, bad, 4, answers[4])
-
-
-def test_unused_coefficients_that_are_not_zero_are_refused() -> None:
-    key, errors = fresh_key(MK18_39), np.zeros(2048, np.int64)
-    values = np.zeros(11, np.int64)
-    values[10] = 1
-    body = _ciphertext(MK18_39, key, errors, values, REFERENCE)
-    assert added(MK18_39, 11, [body], [1]).open(key, reference=REFERENCE, alphas=[1])[10] == 1
-    with pytest.raises(ProtocolError, match="honest"):
-        added(MK18_39, 10, [body], [1]).open(key, reference=REFERENCE, alphas=[1])
-
-
-def test_only_the_first_block_is_tried() -> None:
-    key, errors = fresh_key(MK18_39), np.zeros(4096, np.int64)
-    body = _ciphertext(MK18_39, key, errors, np.arange(3000), REFERENCE)
-    total = added(MK18_39, 3000, [body], [1])
-    total._sum[-1] ^= np.uint64(1 << 20)
-    assert total.opens(key, reference=REFERENCE, alphas=[1])
-    with pytest.raises(ProtocolError, match="honest"):
-        total.open(key, reference=REFERENCE, alphas=[1])
-
-
 # What is not taken.
-
-
-def test_bodies_of_other_lengths_weights_or_residues_are_refused() -> None:
-    total, good = MultiKeySum(MK18_39, 100), bytes(MK18_39.ciphertext_bytes(100))
-    for body, alpha in (
-        (good[:-1], 1),
-        (good + b"\0", 1),
-        (b"", 1),
-        (good, 0),
-        (good, -1),
-        (good, 33),
-    ):
-        with pytest.raises(ProtocolError, match="length or weight"):
-            total.add(body, alpha)
-    limit = MK18_39.wire_limit
-    assert limit < 2**29
-    for integer, taken in ((limit - 1, True), (limit, False), (2**29 - 1, False)):
-        body = (integer << 29 * 7).to_bytes(len(good), "little")
-        if taken:
-            total.add(body, 1)
-        else:
-            with pytest.raises(ProtocolError, match="not below its modulus"):
-                total.add(body, 1)
-    total.add(good, 31)
-    with pytest.raises(ProtocolError, match="length or weight"):
-        total.add(good, 1)
-
-
-def test_only_a_release_within_the_limit_is_protected(make_released: Callable[..., object]) -> None:
-    options = {"reference": REFERENCE, "heaviest": 4, "holders": 3, "threshold": 2}
-    for other in (np.arange(5), [1, 2, 3], object()):
-        with pytest.raises(TypeError, match="Released"):
-            protect(MK18_39, other, (0, 3), **options)
-    values = np.array([1, 2, MK18_39.value_limit + 1])
-    for beyond in (values, -values):
-        with pytest.raises(PrivacyError, match="wider than the preset"):
-            protect(MK18_39, make_released(beyond), (0, 3), **options)
-        assert protect(MK18_39, make_released(beyond), (0, 2), **options).shares
-
-
-def test_keys_errors_and_shares_are_fresh_each_time(make_released: Callable[..., object]) -> None:
-    options = {"reference": REFERENCE, "heaviest": 4, "holders": 5, "threshold": 3}
-    made = [protect(MK18_39, make_released(np.zeros(10)), (0, 10), **options) for _ in range(4)]
-    assert len({each.body for each in made}) == 4
-    assert len({share for each in made for share in each.shares}) == 20
-    assert "body" not in repr(made[0])
-    assert "shares" not in repr(made[0])
-
-
-def test_a_body_looks_uniform_without_its_key(make_released: Callable[..., object]) -> None:
-    """64 classes of c over 30,720 places: no sign of the constant integers beneath."""
-    options = {"reference": REFERENCE, "heaviest": 1, "holders": 1, "threshold": 1}
-    body = protect(MK18_39, make_released(np.full(30_000, 5)), (0, 30_000), **options).body
-    stream = int.from_bytes(body, "little")
-    places = np.array([stream >> 29 * n & (1 << 29) - 1 for n in range(30_720)])
-    counts = np.bincount(places * 64 // MK18_39.wire_limit, minlength=64)
-    # Chi-square with 63 degrees of freedom: mean 63, standard deviation 11.2.
-    assert ((counts - 480) ** 2 / 480).sum() < 63 + 8 * math.sqrt(2 * 63)
 
 
 @pytest.mark.nightly

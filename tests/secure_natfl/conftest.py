@@ -169,6 +169,20 @@ def terms(world: World) -> Terms:
 
 
 @pytest.fixture(scope="session")
+def planned(world: World, tiny: Callable[..., Config]) -> Callable[..., tuple[Config, Terms]]:
+    """Configuration and terms for some changes; calibrating takes a second, so once each."""
+    kept: dict[tuple[str, ...], tuple[Config, Terms]] = {}
+
+    def plan(*changes: str) -> tuple[Config, Terms]:
+        if changes not in kept:
+            config = tiny(*changes)
+            kept[changes] = (config, world.agree(config))
+        return kept[changes]
+
+    return plan
+
+
+@pytest.fixture(scope="session")
 def multi_label(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Three findings per image, a third of them unknown, from a file without patients."""
     folder = tmp_path_factory.mktemp("multi_label")

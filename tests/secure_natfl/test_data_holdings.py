@@ -11,7 +11,7 @@ from secure_natfl.report.holding_figures import left_out, who_holds_what
 from secure_natfl.report.model import Report, Scores
 from secure_natfl.report.render import report_html
 
-SAMPLES = runpy.run_path(str(Path(__file__).with_name("test_report_model.py")))
+SAMPLES = runpy.run_path(str(Path(__file__).with_name("report_samples.py")))
 
 
 def report(**changes: Any) -> Report:

@@ -104,9 +104,9 @@ def test_both_sums_add_up_to_the_best_update_in_the_shared_basis(federation):
     play(system)
     mean: dict[str, Any] = {}
     for site in federation.sites:
-        for name, matrix in system._kept("site", site.name, "update").items():
+        for name, matrix in system.thin.at("site", site.name, "update").items():
             mean[name] = mean.get(name, 0) + matrix / len(federation.sites)
-    left = system._kept("left", "all")
+    left = system.thin.at("left", "all")
     for name, parameter in system._shared(system.students["all"]).items():
         moved = (parameter.detach() - before[name]).double().numpy().reshape(mean[name].shape)
         wanted = mean[name]
@@ -120,19 +120,19 @@ def test_what_was_not_said_is_added_to_the_next_update(federation):
     system = made(federation)
     play(system)
     site = federation.sites[0]
-    memory, left = system._kept("site", site.name, "memory"), system._kept("left", "all")
+    memory, left = system.thin.at("site", site.name, "memory"), system.thin.at("left", "all")
     assert set(memory) == set(left)
     for name, rest in memory.items():
         assert np.linalg.norm(rest) > 1e-6
         np.testing.assert_allclose(left[name].T @ rest, 0, atol=1e-9)
     without = made(federation)
     without.restore(system.state())
-    without._keep(
+    without.thin.keep(
         {name: np.zeros_like(m) for name, m in memory.items()}, "site", site.name, "memory"
     )
     for one in (system, without):
         one.contribute(site, 1, "left", None)
-    updates = [one._kept("site", site.name, "update") for one in (system, without)]
+    updates = [one.thin.at("site", site.name, "update") for one in (system, without)]
     for name, rest in memory.items():
         np.testing.assert_allclose(updates[0][name] - updates[1][name], rest, atol=1e-12)
 
@@ -145,8 +145,8 @@ def test_a_group_that_was_not_opened_learns_nothing_and_forgets_nothing(federati
     system.absorb({}, 0, "left")
     for site in federation.sites:
         assert not system.contribute(site, 0, "right", None).any()
-        update = system._kept("site", site.name, "update")
-        for name, rest in system._kept("site", site.name, "memory").items():
+        update = system.thin.at("site", site.name, "update")
+        for name, rest in system.thin.at("site", site.name, "memory").items():
             np.testing.assert_array_equal(rest, update[name])
     system.absorb({}, 0, "right")
     np.testing.assert_array_equal(weights(system.students["all"]), before)
@@ -158,7 +158,7 @@ def test_a_site_outside_the_cohort_sends_nothing_and_still_learns(federation):
     assert len(cohort) == 3
     before = {name: weights(pair.teacher) for name, pair in system.pairs.items()}
     play(system)
-    sent = {s.name for s in federation.sites if system._kept("site", s.name, "update")}
+    sent = {s.name for s in federation.sites if system.thin.at("site", s.name, "update")}
     assert sent == set(cohort)
     assert not any(np.array_equal(weights(p.teacher), before[n]) for n, p in system.pairs.items())
 

@@ -23,7 +23,7 @@ from tests.secure_natfl.test_study_page import played as played
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: not run")
 
-SAMPLES = runpy.run_path(str(Path(__file__).with_name("test_report_model.py")))
+SAMPLES = runpy.run_path(str(Path(__file__).with_name("report_samples.py")))
 NAMES = ("sample", "sample site", "run", "attacks", "evidence")
 OPEN_ALL = "document.querySelectorAll('details').forEach(part => part.open = true)"
 RULES = """axe.run(document, {resultTypes: ["violations"]}).then(found => found.violations.map(

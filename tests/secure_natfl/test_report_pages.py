@@ -14,7 +14,7 @@ import pytest
 from protocols.errors import RunFolderError
 from secure_natfl.report.render import report_html, site_html, write_report, write_site_report
 
-SAMPLES = runpy.run_path(str(Path(__file__).with_name("test_report_model.py")))
+SAMPLES = runpy.run_path(str(Path(__file__).with_name("report_samples.py")))
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert(1)</script>\"&' $x^2$ &lt;/style>"
 
