@@ -14,11 +14,13 @@ from attacks.answers.regression import learn
 class Guessed(NamedTuple):
     """The value [sites] of a property that was guessed for each site.
 
-    chance: how often the commonest value is right. gain: the share of the prior's squared error
-    that shadows left out save; the property with the largest is the most exposed.
+    usual: the commonest value among shadows, which is guessed without looking; chance: how common
+    it is there. gain: the share of the prior's squared error that shadows left out save; the
+    property with the largest is the most exposed.
     """
 
     values: Whole
+    usual: int
     chance: float
     gain: float
 
@@ -35,7 +37,9 @@ def guess_property(
     learned = learn(shadows, known, lambda one, guess: ((one - guess) ** 2).sum(-1))
     lost = float(((known - learned.prior) ** 2).sum(-1).mean())
     values: Whole = learned.guess(observed).argmax(-1)
-    return Guessed(values, float(known.mean(0).max()), learned.gain / lost if lost else 0.0)
+    common = known.mean(0)
+    gain = learned.gain / lost if lost else 0.0
+    return Guessed(values, int(common.argmax()), float(common.max()), gain)
 
 
 def figures(metadata: Mapping[str, Floats], sites: int) -> dict[str, Floats]:

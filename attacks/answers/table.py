@@ -180,10 +180,12 @@ class _Properties:
             for name, one in properties.items()
         }
         exposed = max(guesses, key=lambda name: guesses[name].gain)
+        # What who has not looked gets right here: all of it, where all attacked sites are alike.
+        blind = float((properties[exposed][1] == guesses[exposed].usual).mean())
         return Measured(
             arm,
             hits[exposed],
-            {"chance": np.full(budget.targets, guesses[exposed].chance)},
+            {"chance": np.full(budget.targets, blind)},
             np.arange(budget.targets),
             extra={name: float(right.mean()) for name, right in hits.items()},
         )

@@ -7,8 +7,10 @@ gradient of a sum knows no order. None of them sees a true label, of this step o
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from attacks.gradients.analytic import Layer, linear_layers
@@ -59,12 +61,19 @@ def bias_corrected(observation: Observation, prior: Tensor) -> Tensor:
     averaged over points between the weights before and after (Dimitrov et al. 2022). Noise of
     known deviation draws the counts to equal shares, as far as it drowns them.
     """
+    if _last(observation).bias is None:
+        return wainakh(observation)
+    return rounded(counted(observation, prior), observation.knowledge.images)
+
+
+def counted(observation: Observation, prior: Tensor) -> Tensor:
+    """The counts [K] behind `bias_corrected`, not rounded; those of `wainakh` without a bias."""
     known, layer = observation.knowledge, _last(observation)
     if layer.bias is None:
-        return wainakh(observation)
-    probabilities = _probabilities(observation, known.inputs(prior)).double()
+        return torch.bincount(wainakh(observation), minlength=known.classes).double()
+    probabilities = _probabilities(observation, prior).double()
     counts = known.images * (probabilities - layer.bias.double().to(probabilities))
-    return rounded(_shrunk(counts, known), known.images)
+    return _shrunk(counts, known)
 
 
 def rounded(counts: Tensor, total: int) -> Tensor:
@@ -99,21 +108,29 @@ def _shrunk(counts: Tensor, known: Knowledge) -> Tensor:
 
 
 @torch.no_grad()
-def _probabilities(observation: Observation, inputs: Tensor) -> Tensor:
+def _probabilities(observation: Observation, prior: Tensor) -> Tensor:
     """Mean probability [K] of every class along the client's way."""
-    known, points = observation.knowledge, _points(observation)
+    known = observation.knowledge
+    if known.steps == 1:
+        return _at_start(known.network, prior, known.mean, known.deviation)
     found = [
-        functional_call(known.network, weights, (inputs,)).softmax(-1).mean(0) for weights in points
+        functional_call(known.network, weights, (known.inputs(prior),)).softmax(-1).mean(0)
+        for weights in _points(observation)
     ]
     return torch.stack(found).mean(0)
+
+
+@lru_cache(maxsize=64)
+def _at_start(network: nn.Module, prior: Tensor, mean: float, deviation: float) -> Tensor:
+    """The same of the network as it is. Neither it nor the images may change afterwards."""
+    found: Tensor = network((prior - mean) / deviation).softmax(-1).mean(0)
+    return found
 
 
 def _points(observation: Observation) -> list[dict[str, Tensor]]:
     known = observation.knowledge
     start = {name: p.detach() for name, p in known.network.named_parameters()}
     gradient: Gradient = observation.gradient or ()
-    if known.steps == 1:
-        return [start]
     # The weights with which the steps began, on a straight line.
     shares = torch.linspace(0, (known.steps - 1) / known.steps, min(known.steps, _POINTS))
     way = {n: known.rate * known.steps * g for n, g in zip(start, gradient, strict=True)}

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from protocols.errors import ConfigError
+
 Gradient = tuple[Tensor, ...]
 """One tensor per parameter, in the order of `network.parameters()`."""
 
@@ -83,16 +85,34 @@ class Knowledge:
         return (inputs * self.deviation + self.mean).clamp(0, 1)
 
 
+def _unusable(what: str, why: str, fix: str) -> ConfigError:
+    return ConfigError(what, where="observed gradient", why=why, fix=fix)
+
+
 @dataclass(frozen=True, eq=False)
 class Observation:
     """What is seen of one client, or of several added up.
 
     gradient: (weights before − weights after)/(rate · steps), which for one step is the gradient
-    of the mean loss; None where nothing is shown.
+    of the mean loss; None where nothing is shown. ConfigError for one that is not of the known
+    network, or not finite, and for no image behind it.
     """
 
     knowledge: Knowledge
     gradient: Gradient | None
+
+    def __post_init__(self) -> None:
+        if self.knowledge.images < 1:
+            raise _unusable("an empty batch", "no image is behind it", "attack one image or more")
+        if self.gradient is None:
+            return
+        shapes = [tuple(part.shape) for part in self.gradient]
+        if shapes != [tuple(p.shape) for p in self.knowledge.network.parameters()]:
+            why = f"{len(shapes)} tensors are not of the shapes of its parameters"
+            raise _unusable("not a gradient of this network", why, "give the network it is of")
+        if not all(bool(part.isfinite().all()) for part in self.gradient):
+            why = "it has values that are no numbers"
+            raise _unusable("a gradient that is not finite", why, "leave this client out")
 
 
 @dataclass(frozen=True, eq=False)

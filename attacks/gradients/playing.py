@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.gradients.laboratory import Arm, GradientLab, Observation, Scene, Trial, Truth
-from attacks.image_scores import identified, matched, nrmse, psnr, ssim
+from attacks.gradients.laboratory import Arm, GradientLab, Observation, Scene, Trial
+from attacks.gradients.rehearsal import by_stage, convincing, rehearsals
+from attacks.gradients.scoring import Score, further, mean_scores, shown
 from attacks.priors import Prior
 from attacks.rows import Budget, Floats, Measured, Row, Statistic, Tier
 from attacks.threat import Capability
 from protocols.errors import ConfigError
 
 _NOISES: Final = (0.0, 0.01, 0.1, 1.0, 10.0)
-_EXACT, _BEST_DB = 1e-4, 60.0
-_PICTURES: Final = 8
 _FEWEST: Final = 8
 
 
@@ -46,15 +45,24 @@ class Means:
 Way = Callable[[Observation, Means], Tensor]
 """Guesses images [G, *shape] in [0, 1] from one observation."""
 
-Score = Callable[[Tensor, Truth], Tensor]
-"""Scores guesses [n, *shape], matched to the truth: float[n], higher is worse for privacy."""
+
+@dataclass(eq=False)
+class Memory:
+    """Clients that were attacked, by arm and draw, and the images that each way made of them."""
+
+    played: dict[tuple[str, int, str], tuple[list[Trial], list[Trial]]] = field(
+        default_factory=dict
+    )
+    guesses: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAttack:
     """One row: ways to guess, the best of which on the attacker's own images is used.
 
-    shrunk: whether guesses are drawn back to the prior; not where only exactness counts.
+    shrunk: whether guesses are drawn back to the prior; not where only exactness counts. cheap:
+    whether ways are closed forms, so that more of them can be rehearsed. memory: shared by rows
+    that play the same ways on the same draws and score them differently.
     """
 
     id: str
@@ -68,8 +76,10 @@ class ImageAttack:
     margin: float = 0.05
     control_margin: float = 0.2
     shrunk: bool = True
+    cheap: bool = False
     tier: Tier = "full"
     chance: float | None = None
+    memory: Memory | None = None
 
     def row(self, lab: GradientLab) -> Row:
         """The row, bound to a laboratory."""
@@ -92,9 +102,8 @@ def play_images(
     lab: GradientLab, attack: ImageAttack, arm: str, budget: Budget, random: np.random.Generator
 ) -> Measured:
     """Attack one arm: rehearse, guess every target, score."""
-    named = arm_named(lab, attack.scene, arm)
     prior = Prior.of(lab.prior())
-    count = min(max(budget.targets // 10, 4), 16)
+    count = rehearsals(budget.targets, cheap=attack.cheap)
     means = Means(
         prior=lab.prior(),
         restarts=budget.restarts,
@@ -102,17 +111,17 @@ def play_images(
         seconds=budget.seconds / (budget.targets + count * len(attack.ways)),
         generator=torch.Generator().manual_seed(int(random.integers(2**31))),
     )
-    rehearsed = list(lab.rehearsals(attack.scene, named, count, random))
-    choice = _rehearse(attack, rehearsed, prior, means)
+    rehearsed, attacked = _trials(lab, attack, arm, count, budget, random)
+    chosen, told = _rehearse(attack, rehearsed, prior, means)
 
     def guess(trial: Trial) -> Tensor:
-        if choice.way is None:
+        way, noise = chosen(trial)
+        if not way or trial.observation.gradient is None:
             return prior.guess(len(trial.truth.images))
-        return prior.posterior(choice.way(trial.observation, means), choice.noise)
+        return prior.posterior(_made(attack, way, trial, means), noise)
 
     # Observations of large networks are let go one by one.
-    trials = in_time(lab.trials(attack.scene, named, budget.targets, random), budget)
-    played = [(guess(trial), trial.truth, trial.stage) for trial in trials]
+    played = [(guess(trial), trial.truth, trial.stage) for trial in attacked]
     guesses, truths = [one[0] for one in played], [one[1] for one in played]
     others = guesses[-1:] + guesses[:-1]
     plain = [prior.guess(len(truth.images)) for truth in truths]
@@ -120,97 +129,90 @@ def play_images(
         baselines = {"chance": np.full(len(truths), attack.chance)}
     else:
         baselines = {
-            "prior": _scores(attack, plain, truths),
-            "another client's guess": _scores(attack, others, truths),
+            "prior": mean_scores(attack.score, plain, truths),
+            "another client's guess": mean_scores(attack.score, others, truths),
         }
-    scores = _scores(attack, guesses, truths)
+    scores = mean_scores(attack.score, guesses, truths)
     return Measured(
         arm=arm,
         scores=scores,
         baselines=baselines,
         clusters=np.array([truth.cluster for truth in truths]),
-        extra=choice.told
-        | by_stage(scores, [one[2] for one in played])
-        | _further(guesses, truths),
-        pictures=_shown(guesses, prior.mean, truths),
+        extra=told | mean_by_stage(scores, [one[2] for one in played]) | further(guesses, truths),
+        pictures=shown(guesses, prior.mean, truths),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Choice:
-    """What did best in rehearsal: a way and the noise it assumes, or no way at all, the prior."""
+def _trials(
+    lab: GradientLab,
+    attack: ImageAttack,
+    arm: str,
+    count: int,
+    budget: Budget,
+    random: np.random.Generator,
+) -> tuple[list[Trial], Iterable[Trial]]:
+    """Clients to rehearse on, and those attacked: remembered, or drawn one by one in time."""
+    named, memory = arm_named(lab, attack.scene, arm), attack.memory
+    key = (arm, budget.targets, str(random.bit_generator.state))
+    if memory is not None and key in memory.played:
+        return memory.played[key]
+    rehearsed = list(lab.rehearsals(attack.scene, named, count, random))
+    attacked = in_time(lab.trials(attack.scene, named, budget.targets, random), budget)
+    if memory is None:
+        return rehearsed, attacked
+    seen: list[Trial] = []
+    memory.played[key] = rehearsed, seen
+    return rehearsed, _noted(attacked, seen)
 
-    way: Way | None
-    noise: float
-    told: dict[str, float]
+
+def _noted(trials: Iterable[Trial], seen: list[Trial]) -> Iterator[Trial]:
+    for trial in trials:
+        seen.append(trial)
+        yield trial
 
 
-def _rehearse(attack: ImageAttack, trials: Sequence[Trial], prior: Prior, means: Means) -> _Choice:
-    """Play every way on the attacker's own images.
+def _made(attack: ImageAttack, way: str, trial: Trial, means: Means) -> Tensor:
+    """What a way makes of a client, from memory if it was tried before."""
+    if attack.memory is None:
+        return attack.ways[way](trial.observation, means)
+    key, known = (id(trial.observation), way), attack.memory.guesses
+    if key not in known:
+        known[key] = attack.ways[way](trial.observation, means)
+    return known[key]
 
-    Where guesses are drawn back, a way counts only if it beats the prior by more than a standard
-    error; elsewhere the best way is used whatever it gains.
+
+def _rehearse(
+    attack: ImageAttack, trials: Sequence[Trial], prior: Prior, means: Means
+) -> tuple[Callable[[Trial], tuple[str, float]], dict[str, float]]:
+    """Play every way on the attacker's own images: which one to use, and what it reached.
+
+    The choice is a way's name and the noise that it assumes, or no name, the prior. Where guesses
+    are drawn back, a way counts only if it convinces; elsewhere the best is used whatever it gains.
     """
     truths = [trial.truth for trial in trials]
-    base = _scores(attack, [prior.guess(len(truth.images)) for truth in truths], truths)
+    base = mean_scores(attack.score, [prior.guess(len(truth.images)) for truth in truths], truths)
     told = {"rehearsed: prior": float(base.mean())}
     if any(trial.observation.gradient is None for trial in trials):
-        return _Choice(None, 0.0, told)
-    best, way, noise = (0.0 if attack.shrunk else -np.inf), None, 0.0
-    for name, candidate in attack.ways.items():
-        found = [candidate(trial.observation, means) for trial in trials]
+        return lambda _: ("", 0.0), told
+    gains: dict[tuple[str, float], Floats] = {}
+    for name in attack.ways:
+        found = [_made(attack, name, trial, means) for trial in trials]
         for level in _NOISES if attack.shrunk else (0.0,):
             drawn = [prior.posterior(images, level) for images in found]
-            gain = _scores(attack, drawn, truths) - base
-            told[f"rehearsed: {name}, noise {level:g}"] = float((gain + base).mean())
-            certain = gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) or not attack.shrunk
-            if certain and gain.mean() > best:
-                best, way, noise = float(gain.mean()), candidate, level
-    return _Choice(way, noise, told)
+            gains[name, level] = mean_scores(attack.score, drawn, truths) - base
+            told[f"rehearsed: {name}, noise {level:g}"] = float((gains[name, level] + base).mean())
+
+    def best(rows: list[int]) -> tuple[str, float]:
+        able = [key for key in gains if not attack.shrunk or convincing(gains[key][rows])]
+        return max(able, key=lambda key: float(gains[key][rows].mean()), default=("", 0.0))
+
+    return by_stage(trials, best) if attack.shrunk else _always(
+        best(list(range(len(trials))))
+    ), told
 
 
-def _scores(attack: ImageAttack, guesses: Sequence[Tensor], truths: Sequence[Truth]) -> Floats:
-    """Mean score of every trial over its victim's images."""
-    return np.array(
-        [
-            float(attack.score(_fitted(guess, truth), truth).mean())
-            for guess, truth in zip(guesses, truths, strict=True)
-        ]
-    )
-
-
-def _fitted(guess: Tensor, truth: Truth) -> Tensor:
-    """The guesses that stand for the victim's images, in their order."""
-    if len(guess) < len(truth.images):
-        guess = guess.repeat(-(-len(truth.images) // len(guess)), 1, 1, 1)
-    return guess[matched(guess, truth.images)]
-
-
-def _further(guesses: Sequence[Tensor], truths: Sequence[Truth]) -> dict[str, float]:
-    """Figures that are shown and not judged: the best image, and how many are exact."""
-    pairs = [(_fitted(g, t), t.images) for g, t in zip(guesses, truths, strict=True)]
-    errors = torch.cat([nrmse(*pair) for pair in pairs])
-    decibels = torch.cat([psnr(*pair) for pair in pairs]).clamp_max(_BEST_DB)
-    return {
-        "share of exact images": float((errors < _EXACT).double().mean()),
-        "median PSNR in dB": float(decibels.median()),
-        "highest SSIM": max(float(ssim(*pair).max()) for pair in pairs),
-        "identified": float(
-            torch.cat(
-                [
-                    identified(pair[0], pair[1], truth.lures)
-                    for pair, truth in zip(pairs, truths, strict=True)
-                ]
-            ).mean()
-        ),
-    }
-
-
-def _shown(guesses: Sequence[Tensor], mean: Tensor, truths: Sequence[Truth]) -> Floats:
-    """The first trials' first image, what was made of it, and the mean image: [n, 3, H, W]."""
-    pairs = list(zip(guesses, truths, strict=True))[:_PICTURES]
-    rows = [torch.stack([t.images[0, 0], _fitted(g, t)[0, 0], mean[0, 0]]) for g, t in pairs]
-    return torch.stack(rows).double().numpy()
+def _always(choice: tuple[str, float]) -> Callable[[Trial], tuple[str, float]]:
+    return lambda _: choice
 
 
 def in_time(trials: Iterable[Trial], budget: Budget) -> Iterator[Trial]:
@@ -222,7 +224,7 @@ def in_time(trials: Iterable[Trial], budget: Budget) -> Iterator[Trial]:
         yield trial
 
 
-def by_stage(scores: Floats, stages: Sequence[str]) -> dict[str, float]:
+def mean_by_stage(scores: Floats, stages: Sequence[str]) -> dict[str, float]:
     """The mean score at each stage of the network's training; nothing where there is but one."""
     names = list(dict.fromkeys(stages))
     told = {one: float(scores[[stage == one for stage in stages]].mean()) for one in names}

@@ -83,7 +83,8 @@ class Dialogue:
     ask: the malicious client's numerators and denominators [rows, columns] and [rows, 1] → what
     all read after that round: the quotient [rows, columns], or whatever the protocol shows.
     hidden [rows]: the victim's own weights, the truth. passive [rows]: what an attacker who only
-    reads one honest round knows of them.
+    reads one honest round knows of them. settled: whether the attacker's own sites all have the
+    same weights, so that there is nothing to ask.
     """
 
     ask: Callable[[Floats, Floats], Floats]
@@ -92,6 +93,7 @@ class Dialogue:
     hidden: Floats
     passive: Floats
     noise: float
+    settled: bool = False
 
 
 class ProbingLab(Protocol):

@@ -52,7 +52,7 @@ def probed_weights(
 
 
 def correlation(guess: Floats, truth: Floats) -> float:
-    """Pearson's correlation of [rows], between −1 and 1; 0 where either does not vary."""
+    """Pearson's correlation of [rows], −1 to 1 in millionths; 0 where either does not vary."""
     guess, truth = guess - guess.mean(), truth - truth.mean()
     sizes = float(np.linalg.norm(guess) * np.linalg.norm(truth))
-    return float(guess @ truth) / sizes if sizes > 1e-12 else 0.0
+    return round(float(guess @ truth) / sizes, 6) if sizes > 1e-12 else 0.0

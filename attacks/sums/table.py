@@ -105,7 +105,9 @@ def probing_row(lab: ProbingLab) -> Row:
     def play(arm: str, budget: Budget, random: np.random.Generator) -> Measured:
         pairs: list[tuple[float, float]] = []
         for one in lab.dialogues(arm, budget.targets, random):
-            found = probed_weights(one.ask, one.passive, one.columns, one.noise)
+            found = one.passive
+            if not one.settled:
+                found = probed_weights(one.ask, one.passive, one.columns, one.noise)
             pairs.append((correlation(found, one.hidden), correlation(one.passive, one.hidden)))
         scores, passive = np.array(pairs).T
         return Measured(arm, scores, {"reading one round": passive}, np.arange(len(scores)))

@@ -54,7 +54,7 @@ class RunAnswers(Drawing):
         shares = np.stack([self.pool.shares(rows) for rows in drawn.sites])
         attributes = {"mostly the last class": (shares[:, -1] > 0.5).astype(np.int64)}
         if len(self.pool.hospitals) > 1:
-            attributes["hospital"] = np.array([self.pool.hospital[r[0]] for r in drawn.sites])
+            attributes["hospital"] = np.array([self.pool.origin(rows) for rows in drawn.sites])
         answers = self.seen(arm, drawn, random)
         return Seen(answers, self._metadata(arm, drawn)), Sites(shares, sizes, attributes)
 

@@ -8,13 +8,15 @@ arms are what others would have shown of the same images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
 
 from attacks.gradients.laboratory import Shared
 from attacks.gradients.simulated import SimulatedLab
+from attacks.rows import Tier
 from protocols.chain import RandomBytes
 from protocols.errors import ConfigError
 from protocols.mechanisms import NoNoise, ShardTeachers, TrainedOutput
@@ -29,11 +31,11 @@ from secure_natfl.leakage.pool import Rows
 Mechanism = NoNoise | ShardTeachers | TrainedOutput
 _MOST_PRIVATE, _MOST_PUBLIC = 1000, 256
 _MOST_OF_SITE = 64
-_STAGES = (0, 1, 10)
+STAGES: Final[Mapping[Tier, tuple[int, ...]]] = {"fast": (0, 1), "full": (0, 1, 10)}
 """Epochs of training before an attack: none, early and late; one trial after another."""
 
 
-def gradient_lab(run: AttackedRun) -> SimulatedLab:
+def gradient_lab(run: AttackedRun, tier: Tier = "full") -> SimulatedLab:
     """Training images, a thousand at most, are attacked; test images are the attacker's own.
 
     So the attacker is given images of the same hospitals but of other patients, the best prior
@@ -57,7 +59,7 @@ def gradient_lab(run: AttackedRun) -> SimulatedLab:
         classes=len(sites[0].task.classes),
         noise_multiplier=_multiplier(run),
         random=_study(run),
-        epochs=_STAGES,
+        epochs=STAGES[tier],
         shared=shared_by(run, sites) if isinstance(run, SumsRun) and run.sends_updates else None,
     )
 

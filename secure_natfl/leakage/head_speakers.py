@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from protocols.chain import RandomBytes
-from protocols.dp_sgd import Descent, DpSgd
-from protocols.ledger import Ledger, ReleaseKey
+from protocols.dp_sgd import DpSgd
 from protocols.noise_search import LEAST
 from protocols.sampler import seeded_random
 from secure_natfl.config import DpSgd as DpSgdTable
-from secure_natfl.dp_training import Cohort
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.leakage.attacked import AnswersRun
 from secure_natfl.leakage.pool import Pool, Rows
+from secure_natfl.leakage.quick_heads import quick_head
 from secure_natfl.leakage.speakers import Asked, Floats
 from secure_natfl.models import Network
+from secure_natfl.natural_coordinates import NaturalCoordinates
 from secure_natfl.systems.betas import Answer
-from secure_natfl.systems.private_head import PrivateHead
+from secure_natfl.systems.private_head import start_head
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,31 +90,44 @@ class HeadSpeakers(Asked):
     def _head(
         self, pool: Pool, rows: Rows, number: int, training: DpSgd, noise: RandomBytes
     ) -> Network:
+        """One site's head, as `PrivateHead` would train it with every record a unit."""
         network = fresh(self._start, self._start.classes, torch.Generator().manual_seed(0))
         at = torch.from_numpy(rows)
-        units = tuple(torch.tensor([row]) for row in range(len(rows)))
-        cohort = Cohort((self._raw(pool.features[at]), pool.targets[at], pool.known[at]), units)
-        charge = replace(training, expected=len(rows) * training.rate)
+        inputs = self._space.inputs(self._raw(pool.features[at])).float()
+        weights = quick_head(
+            self._starts[number],
+            (inputs, pool.targets[at], pool.known[at]),
+            replace(training, expected=len(rows) * training.rate),
+            self._rate,
+            noise,
+            multi_label=pool.multi_label,
+        )
+        with torch.no_grad():
+            weight, bias = self._space.outward(weights)
+            network.xray.weight.copy_(weight)
+            network.xray.bias.copy_(bias)
+        return network
+
+    @cached_property
+    def _space(self) -> NaturalCoordinates:
+        return NaturalCoordinates.of(self._raw(self.backbone.features))
+
+    @cached_property
+    def _starts(self) -> list[Tensor]:
+        """Where every head of a round starts: from what the server had returned, or from zero."""
+        starts = []
+        for number in range(len(self.rows)):
+            network = fresh(self._start, self._start.classes, torch.Generator().manual_seed(0))
+            start_head(network, self._known(number))
+            starts.append(self._space.inward(network.xray.weight, network.xray.bias))
+        return starts
+
+    @property
+    def _rate(self) -> float:
         table = self.run.config.privacy
         if not isinstance(table, DpSgdTable):
             raise TypeError("a head under noise in a run without one")
-        recipe = PrivateHead.of(self.run.federation.sites[0], table).recipe
-        with Ledger(
-            Path(":memory:"),
-            "a",
-            "study",
-            relation=charge.event().relation,
-            budget_epsilon=None,
-            delta=1e-5,
-        ) as ledger:
-
-            def begin(size: int) -> Descent:
-                return replace(charge, size=size).begin(ledger, ReleaseKey("study", 0), noise)
-
-            head = PrivateHead(cohort, recipe, pool.multi_label)
-            natural = self._raw(self.backbone.features)
-            head.train(network, natural, natural, self._known(number), begin, noise)
-        return network
+        return table.learning_rate
 
     def _raw(self, features: Tensor) -> Tensor:
         """Features as the network gives them."""

@@ -14,7 +14,7 @@ from attacks.rows import Budget, Measured, Row, Tier
 from attacks.verdicts import Finding, judge
 from protocols.errors import NatflError
 from secure_natfl.leakage.kept import Kept, Played
-from secure_natfl.leakage.record import Criteria
+from secure_natfl.leakage.record import OWN, Criteria
 from secure_natfl.progress import Stages
 from secure_natfl.report.formats import duration
 
@@ -43,13 +43,17 @@ TARGETS: Final[Mapping[Tier, Mapping[str, int]]] = {
 }
 """Rows that need other numbers of trials than the tier's for their margin, or can pay for fewer."""
 
+_SAME_DRAWS: Final = {"G3i": "G3"}
+"""Rows that score the guesses of another, and so draw as it does."""
+
 
 def criteria_of(row: Row, run: str, promise: str = "") -> Criteria:
     """A row as it is stated before it is played; `run` tells this run's draws from another's.
 
     promise: what a leak of the run's own arm would break, from `promised.promise_of`.
     """
-    seed = int.from_bytes(hashlib.sha256(f"{run} {row.id}".encode()).digest()[:4], "big")
+    drawn = _SAME_DRAWS.get(row.id, row.id)
+    seed = int.from_bytes(hashlib.sha256(f"{run} {drawn}".encode()).digest()[:4], "big")
     return Criteria(
         id=row.id,
         title=row.title,
@@ -76,40 +80,47 @@ def play_all(
 ) -> tuple[dict[tuple[str, str], Played], dict[tuple[str, str], str]]:
     """Every arm of every row: what it scored, and why it could not be played, by (row, arm).
 
-    Rows share what is left of `budget.seconds`, arms of a row have equal parts of it; what was
-    played before is not played again. An attack that breaks down is no attack that failed: its arm
-    is left without a result, and the table says so.
+    Each row's control and the run's own arm come before what stands beside them for comparison, so
+    that a short time gives verdicts on the run. Arms share what is left of `budget.seconds`, those
+    of one row alike; what was played before is not played again. An attack that breaks down is no
+    attack that failed: its arm is left without a result, and the table says so.
     """
     played: dict[tuple[str, str], Played] = {}
     missing: dict[tuple[str, str], str] = {}
     until = time.monotonic() + budget.seconds
-    arms_left = sum(len(row.arms) for row in rows)
-    for row in rows:
-        share = max(until - time.monotonic(), 0.0) / max(arms_left, 1)
+    pending, shares = [], dict[str, float]()
+    for row, arm in in_order(rows):
+        before = kept.load(row.id, arm)
+        if before is None:
+            pending.append((row, arm))
+        else:
+            played[row.id, arm] = before
+            shares[row.id] = before.budget.seconds
+    for at, (row, arm) in enumerate(pending):
+        left = until - time.monotonic()
+        if left <= 0:
+            missing[row.id, arm] = "the time was up; the same command goes on from here"
+            continue
+        share = shares.setdefault(row.id, left / (len(pending) - at))
         targets = TARGETS[tier].get(row.id, budget.targets)
-        for arm in row.arms:
-            arms_left -= 1
-            before = kept.load(row.id, arm)
-            if before is not None:
-                played[row.id, arm] = before
-                share = before.budget.seconds
-                continue
-            left = until - time.monotonic()
-            if left <= 0:
-                missing[row.id, arm] = "the time was up; the same command goes on from here"
-                continue
-            allowed = replace(budget, seconds=share, targets=targets)
-            detail = f"{arm} (at most {duration(left)} left)"
-            random = np.random.default_rng(stated[row.id].seed)
-            with stages.stage(row.id, detail):
-                try:
-                    played[row.id, arm] = _play(row, arm, allowed, random)
-                    kept.save(row.id, played[row.id, arm])
-                except NatflError as error:
-                    missing[row.id, arm] = str(error)
-                except Exception as error:  # a defect of one attack must not end the table
-                    missing[row.id, arm] = f"it broke down: {type(error).__name__}: {error}"
+        allowed = replace(budget, seconds=share, targets=targets)
+        random = np.random.default_rng(stated[row.id].seed)
+        with stages.stage(row.id, f"{arm} (at most {duration(left)} left)"):
+            try:
+                played[row.id, arm] = _play(row, arm, allowed, random)
+                kept.save(row.id, played[row.id, arm])
+            except NatflError as error:
+                missing[row.id, arm] = str(error)
+            except Exception as error:  # a defect of one attack must not end the table
+                missing[row.id, arm] = f"it broke down: {type(error).__name__}: {error}"
     return played, missing
+
+
+def in_order(rows: Sequence[Row]) -> list[tuple[Row, str]]:
+    """All arms: of every row its control and the run's own, and then the others."""
+    first = [(row, arm) for row in rows for arm in row.arms if arm in (row.arms[0], *OWN)]
+    others = [(row, arm) for row in rows for arm in row.arms if arm not in (row.arms[0], *OWN)]
+    return first + others
 
 
 def judged(

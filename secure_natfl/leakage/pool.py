@@ -78,14 +78,25 @@ class Pool:
         return min(wished, int(min(self.shadow.sum(), (~self.shadow).sum())) // 3)
 
     def site(self, most: int, random: np.random.Generator, *, shadow: bool) -> Rows:
-        """A site of one hospital with label shares of its own, of most/2 to `most` records."""
-        half = self.half(shadow=shadow)
+        """A site with label shares of its own, of most/2 to `most` records.
+
+        It is of one hospital, if that has half as many records again in this half, and of all of
+        them otherwise: a site with nearly all of its hospital's records could have no shares of
+        its own.
+        """
+        half, least = self.half(shadow=shadow), most // 2
         at = random.integers(len(self.hospitals))
         own = half[self.hospital[half] == at]
-        own = own if len(own) > most else half
-        size = int(random.integers(most // 2, most + 1))
+        enough = 2 * len(own) // 3 >= least
+        own, most = (own, min(most, 2 * len(own) // 3)) if enough else (half, most)
+        size = int(random.integers(least, most + 1))
         weight = self._tilt(own, random)
         return np.sort(random.choice(own, size, replace=False, p=weight))
+
+    def origin(self, rows: Rows) -> int:
+        """The hospital of a site's records; one number more than there are, if of several."""
+        found = np.unique(self.hospital[rows])
+        return int(found[0]) if len(found) == 1 else len(self.hospitals)
 
     def shares(self, rows: Rows) -> NDArray[np.float64]:
         """Share of each class among the known labels: [C]."""

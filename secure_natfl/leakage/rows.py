@@ -44,7 +44,7 @@ def all_rows(run: AttackedRun, tier: Tier) -> tuple[tuple[Row, ...], tuple[NotTe
     families: list[Callable[[], Sequence[Row]]] = [
         lambda: _ciphertexts(run, tier),
         lambda: _canaries(run),
-        lambda: _gradients(run),
+        lambda: _gradients(run, tier),
     ]
     if isinstance(run, AnswersRun):
         families.append(lambda: _answers(run, tier))
@@ -87,8 +87,8 @@ def _canaries(run: AttackedRun) -> Sequence[Row]:
     return (canary_row(canary_group(run), noise),)
 
 
-def _gradients(run: AttackedRun) -> Sequence[Row]:
-    lab = gradient_lab(run)
+def _gradients(run: AttackedRun, tier: Tier) -> Sequence[Row]:
+    lab = gradient_lab(run, tier)
     rows = gradient_rows(lab)
     if lab.shared is None:
         return rows

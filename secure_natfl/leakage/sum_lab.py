@@ -7,10 +7,13 @@ Implements the parts of `attacks.sums.laboratory.SumLab` that need no training a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
+import torch
 
-from attacks.answers.laboratory import Candidates, Floats, Knowledge
+from attacks.answers.laboratory import Bools, Candidates, Floats, Knowledge
 from attacks.sums.laboratory import Admissions, Dialogue, Incident, Published
 from protocols.errors import ConfigError, ProtocolError
 from protocols.mechanisms import ShardTeachers
@@ -18,6 +21,9 @@ from protocols.policy import check_retry
 from secure_natfl.leakage.answer_arms import Said
 from secure_natfl.leakage.answer_lab import RunAnswers
 from secure_natfl.leakage.pool import Rows
+from secure_natfl.systems.betas import Answer, entropy
+
+_ALIKE: Final = 1e-6
 
 
 class RunSums:
@@ -25,6 +31,7 @@ class RunSums:
 
     def __init__(self, answers: RunAnswers) -> None:
         self.answers, self.arms, self.run = answers, answers.arms, answers.run
+        self._admitted: dict[object, tuple[list[Said], Rows, Bools]] = {}
 
     def knowledge(self, arm: str) -> Knowledge:
         """Public figures of an arm, for all rounds."""
@@ -58,7 +65,17 @@ class RunSums:
                 where="attacks over rounds",
                 fix="attack a run of two rounds or more, in the full tier",
             )
-        before = rounds // 2
+        own = np.random.default_rng(int(random.integers(1 << 62)))
+        key = (count, str(own.bit_generator.state))
+        if key not in self._admitted:
+            self._admitted = {key: self._admit(count, own)}
+        said, candidate, admitted = self._admitted[key]
+        seen = np.stack([self.arms.seen(arm, one, random) for one in said], 1)
+        return Admissions(seen, rounds // 2, self._candidates(candidate), admitted)
+
+    def _admit(self, count: int, random: np.random.Generator) -> tuple[list[Said], Rows, Bools]:
+        """What fresh sites say in all rounds, their candidates, and which were taken in."""
+        rounds = self.answers.count
         sites = self.answers.fresh(count, random, shadow=False)
         half = self.answers.pool.half(shadow=False)
         candidate = np.array([random.choice(np.setdiff1d(half, rows)) for rows in sites])
@@ -67,19 +84,18 @@ class RunSums:
             np.append(rows, one) if new else rows
             for rows, one, new in zip(sites, candidate, admitted, strict=True)
         ]
-        own = np.random.default_rng(int(random.integers(1 << 62)))
         said = [
-            self.answers.round(sites if number < before else later, number, own)
+            self.answers.round(sites if number < rounds // 2 else later, number, random)
             for number in range(rounds)
         ]
-        seen = np.stack([self.arms.seen(arm, one, random) for one in said], 1)
-        return Admissions(seen, before, self._candidates(candidate), admitted)
+        return said, candidate, admitted
 
     def dialogues(self, arm: str, count: int, random: np.random.Generator) -> Iterator[Dialogue]:
         """A victim's weights β on each proxy, and a malicious client that may ask once.
 
-        quotient shown: of the two alone, without noise. protected: the run's group with its
-        noise; what the malicious client sends is the only thing that it chooses.
+        quotient shown: of the two alone, without noise; the weights are the run's, or, where those
+        are the same at all sites and hide nothing, the sites' confidence. protected: the run's
+        group with its noise; what the malicious client sends is the only thing that it chooses.
         """
         if self.arms.layout.size == self.arms.classes * self._rows:
             raise ConfigError(
@@ -87,15 +103,32 @@ class RunSums:
                 where="probing",
                 fix='attack a run with system.beta other than "uniform"',
             )
+        control, classes = arm == "quotient shown", self.arms.classes
         said = self.answers.drawn(count, random, shadow=False).rounds[0]
         usual = self.answers.drawn(count, random, shadow=True).rounds[0]
-        passive = self.arms.seen("clear", usual, random)[:, :, self.arms.classes :].mean((0, 2))
-        clear = self.arms.seen("clear", said, random)
-        shown = clear if arm == "quotient shown" else self.arms.seen("protected", said, random)
+        clear, known = (self.arms.seen("clear", one, random) for one in (said, usual))
+        settled = bool(np.ptp(known[:, :, classes:], axis=0).max() < _ALIKE)
+        if control and settled:
+            clear, known = (self._by_confidence(one) for one in (clear, known))
+        passive = known[:, :, classes:].mean((0, 2))
+        shown = clear if control else self.arms.seen("protected", said, random)
         noise = self.arms.knowledge(_as_answers(arm), np.zeros((1, 1, 1)), None).noise
-        parts = 1 if arm == "quotient shown" else self.arms.honest
+        parts = 1 if control else self.arms.honest
         for at in range(count):
-            yield self._dialogue(shown[at] * parts, clear[at], passive, noise)
+            found = self._dialogue(shown[at] * parts, clear[at], passive, noise)
+            yield replace(found, settled=settled and not control)
+
+    def _by_confidence(self, clear: Floats) -> Floats:
+        """The same answers [sites, rows, columns], each weighted by how sure the site is of it."""
+        classes = self.arms.classes
+        logits = clear[:, :, :classes] / np.maximum(clear[:, :, classes:], _ALIKE)
+        answer = Answer(
+            torch.from_numpy(logits), torch.empty(0), torch.empty(0), self.arms.multi_label
+        )
+        weights = entropy(answer, torch.empty(0)).numpy()
+        return np.concatenate(
+            [weights * logits, np.broadcast_to(weights, clear[:, :, classes:].shape)], -1
+        )
 
     @property
     def _rows(self) -> int:

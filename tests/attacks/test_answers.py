@@ -7,7 +7,7 @@ from scipy.stats import binom, entropy, norm
 
 from attacks.answers.crafted import colliding_pictures
 from attacks.answers.label_distribution import distance, divergence, guess_shares
-from attacks.answers.laboratory import Candidates, Knowledge
+from attacks.answers.laboratory import Candidates, Knowledge, Seen, Sites
 from attacks.answers.membership import (
     Shadows,
     Signals,
@@ -297,6 +297,23 @@ def test_no_picture_is_drawn_without_the_proxies(lab, random):
 
 
 # L6.
+
+
+class Alike(SmallSites):
+    """Sites of which all that are attacked share a property that shadows have by halves."""
+
+    def sites(self, arm, count, random, *, shadow):
+        seen, truth = super().sites(arm, count, random, shadow=shadow)
+        kind = random.permutation(np.arange(count) % 3 // 2 if shadow else np.zeros(count, int))
+        marked = seen.answers + 10 * kind[:, None, None, None]
+        return Seen(marked, {}), Sites(truth.shares, truth.sizes, {"kind": kind})
+
+
+def test_a_property_that_all_attacked_sites_share_is_no_finding(random):
+    row = property_row(Alike(rows=20), 16)
+    found = row.play("clear", Budget(16, seconds=60), random)
+    assert found.extra["kind"] == 1
+    assert found.baselines["chance"] == pytest.approx(np.ones(16))
 
 
 def test_properties_show_in_answers_and_weights(lab, random):

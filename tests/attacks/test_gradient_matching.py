@@ -302,3 +302,27 @@ def test_nothing_shown_is_refused_by_every_attack():
         Matching(Observation(known, None), None)
     with pytest.raises(ConfigError, match="no gradient is shown"):
         image_of_linear(Observation(known, None))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda seen: Observation(replace(seen.knowledge, images=0), None), "an empty batch"),
+        (lambda seen: replace(seen, gradient=seen.gradient[:-1]), "not a gradient of this network"),
+        (
+            lambda seen: replace(
+                seen, knowledge=replace(seen.knowledge, network=convolutional(SHAPE, CLASSES, 8))
+            ),
+            "not a gradient of this network",
+        ),
+        (
+            lambda seen: replace(seen, gradient=tuple(part / 0 for part in seen.gradient)),
+            "a gradient that is not finite",
+        ),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused_in_one_line(spoil, says):
+    seen = observe(lenet(SHAPE, CLASSES), pictures(1), torch.tensor([1]))
+    with pytest.raises(ConfigError, match=says) as refused:
+        spoil(seen)
+    assert "\n" not in str(refused.value)

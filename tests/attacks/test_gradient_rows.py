@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from attacks.gradients import table
 from attacks.gradients.clients import Client
+from attacks.gradients.label_row import _scores
+from attacks.gradients.labels import bias_corrected
 from attacks.gradients.laboratory import Observation, Shared, Trial
-from attacks.gradients.simulated import ARMS, SimulatedLab
+from attacks.gradients.networks import convolutional
+from attacks.gradients.rehearsal import by_stage, convincing
+from attacks.gradients.simulated import ARMS, NETWORKS, SimulatedLab
 from attacks.gradients.table import gradient_rows
 from attacks.priors import Prior
 from attacks.rows import Budget
@@ -95,6 +100,49 @@ def test_position_embeddings_give_the_image_away():
 def test_an_attack_that_learns_nothing_stays_at_its_prior(row, arm):
     found = play(row, arm, lab=laboratory(noise_multiplier=100.0))
     assert np.abs(found.scores - found.baselines["prior"]).mean() < 0.02
+
+
+def loud(shape: tuple[int, int, int], classes: int) -> torch.nn.Sequential:
+    """A network so sure of everything that a few local steps overshoot."""
+    network = convolutional(shape, classes, 4)
+    with torch.no_grad():
+        network[-1].weight.mul_(100)
+    return network
+
+
+def test_labels_are_not_guessed_where_own_images_say_it_fails():
+    """The bias misleads after steps that overshoot; rehearsals show it, and the prior is kept."""
+    shared = Shared(sites=2, images=16, steps=2)
+    lab = laboratory(factories={**NETWORKS, "batch": loud}, shared=shared)
+    trials = list(lab.trials("batch", "protected", 10, np.random.default_rng(0)))
+    blind = [bias_corrected(one.observation, lab.prior()) for one in trials]
+    found = play("G2", "protected", lab=lab)
+    assert _scores(blind, trials).mean() < found.baselines["prior"].mean() - 0.03
+    assert found.scores.mean() >= found.baselines["prior"].mean()
+
+
+def test_a_choice_is_made_for_each_stage_of_which_enough_was_rehearsed():
+    stages = ["untrained"] * 12 + ["late"] * 12 + ["early"] * 3
+    trials = [Trial(None, None, stage) for stage in stages]
+    asked = []
+    chosen = by_stage(trials, lambda rows: asked.append(rows) or len(rows))
+    assert [chosen(Trial(None, None, one)) for one in ("untrained", "early", "?")] == [12, 27, 27]
+    assert convincing(np.array([0.1, 0.2, 0.3]))
+    assert not convincing(np.array([-0.1, 0.2, 0.3]))
+
+
+def test_what_one_row_searched_for_another_scores_too(monkeypatch):
+    searched = []
+    real = table.invert
+    monkeypatch.setattr(table, "invert", lambda *a, **k: searched.append(1) or real(*a, **k))
+    rows = {row.id: row for row in gradient_rows(laboratory())}
+    budget = Budget(targets=3, seconds=60, restarts=1, iterations=2)
+    first = rows["G3"].play("undefended", budget, np.random.default_rng(0))
+    count = len(searched)
+    second = rows["G3i"].play("undefended", budget, np.random.default_rng(0))
+    assert count > 0
+    assert len(searched) <= count + 3
+    assert (first.clusters == second.clusters).all()
 
 
 def test_the_prior_keeps_what_varies_and_drops_what_does_not():

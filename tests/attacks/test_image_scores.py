@@ -124,5 +124,7 @@ def test_lpips_needs_its_weights(tmp_path):
         Lpips(tmp_path / "absent.safetensors", "0" * 64)
     file = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, file)
+    with pytest.raises(ModelError, match="not the pinned LPIPS weights"):
+        Lpips(file, "0" * 64)
     with pytest.raises(ModelError, match="no LPIPS weights"):
         Lpips(file, hashlib.sha256(file.read_bytes()).hexdigest())

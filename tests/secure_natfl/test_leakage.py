@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -217,6 +218,30 @@ def test_attacked_sites_and_shadows_share_no_patient(attacked, lab):
     assert min(map(len, halves)) > 20
     asked = [names[row] for row in pool.patients(shadow=False)]
     assert sorted(asked) == sorted(halves[1])
+
+
+def test_sites_come_of_each_hospital_that_has_enough_and_else_of_all(lab):
+    """300 records in each half: 200 of one hospital, 80 of another, 20 of a third."""
+    hospital = np.tile(np.repeat([0, 1, 2], [200, 80, 20]), 2)
+    count = len(hospital)
+    pool = replace(
+        lab.pool,
+        features=torch.zeros(count, 1),
+        targets=torch.eye(2).repeat(count // 2, 1),
+        known=torch.ones(count, 2),
+        hospital=hospital,
+        hospitals=("a", "b", "c"),
+        patient=np.arange(count),
+        shadow=np.arange(count) < count // 2,
+        multi_label=False,
+    )
+    random = np.random.default_rng(0)
+    sites = [pool.site(100, random, shadow=False) for _ in range(200)]
+    origins = Counter(pool.origin(rows) for rows in sites)
+    assert set(origins) == {0, 1, 3}
+    assert min(origins.values()) > 40  # 67 each: 4 standard deviations
+    assert {len(rows) <= 53 for rows in sites if pool.origin(rows) == 1} == {True}
+    assert min(map(len, sites)) >= 50
 
 
 def test_arms_show_the_same_sites_under_the_noise_that_knowledge_names(lab):

@@ -122,6 +122,27 @@ def test_when_the_time_is_up_the_rest_is_inconclusive_and_played_later(tmp_path)
     assert found["X1", "shut"].verdict is Verdict.NO_LEAK
 
 
+def test_what_a_run_itself_shows_is_attacked_before_what_stands_beside_it(tmp_path):
+    attacks = [Attack(), Attack()]
+    order = []
+    rows = [
+        row(lambda arm, *rest, a=a: order.append(arm) or a(arm, *rest), name, arms)
+        for name, arms, a in (
+            ("X1", ("open", "half", "protected"), attacks[0]),
+            ("X2", ("open", "shut", "nothing shown"), attacks[1]),
+        )
+    ]
+    play(tmp_path, *rows)
+    assert order == ["open", "protected", "open", "nothing shown", "half", "shut"]
+    for attack in attacks:
+        assert len(set(attack.budgets)) == 1
+
+
+def test_rows_that_score_the_same_guesses_draw_alike():
+    seeds = {name: criteria_of(row(None, name), "run").seed for name in ("G3", "G3i", "G1")}
+    assert seeds["G3"] == seeds["G3i"] != seeds["G1"]
+
+
 def test_an_attack_that_breaks_down_is_no_attack_that_failed(tmp_path):
     """Neither as the defended arm, nor as the control; and the other rows go on."""
     rows = row(Attack(), "X1", ("open", "broken")), row(Attack(), "X2", ("broken", "shut"))
