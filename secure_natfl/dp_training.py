@@ -277,7 +277,13 @@ def _pieces(backbone: nn.Module) -> Iterator[nn.Module]:
 
 
 def probe(inputs: Tensor, classes: int) -> list[Unit]:
-    """The first of public `inputs` as units of 1, 2, 0 and 1 rows, with labels in turn."""
+    """The first of public `inputs` as units of 1, 2, 0, 1 and 1 rows, with labels in turn.
+
+    The last is the first with another label: no network is right, and sure, about both.
+    """
     targets = torch.eye(classes).repeat(4, 1)[:4]
     known = torch.ones(4, classes)
-    return [(inputs[a:b], targets[a:b], known[a:b]) for a, b in ((0, 1), (1, 3), (3, 3), (3, 4))]
+    rows = ((0, 1), (1, 3), (3, 3), (3, 4))
+    units: list[Unit] = [(inputs[a:b], targets[a:b], known[a:b]) for a, b in rows]
+    other = torch.eye(classes)[-1:] if classes > 1 else torch.zeros(1, 1)
+    return [*units, (inputs[:1], other, known[:1])]

@@ -24,6 +24,9 @@ from secure_natfl.unit_gradients import Loss, Path, Unit
 # Of the norm: median and most. In float32 a unit falls on the other side of a ReLU's kink at times.
 _WRONG = (1e-4, 1e-4)
 _WRONG_TRAINING = (1e-3, 5e-2)
+# A unit that the network is sure of has a gradient of next to nothing, most of it rounding: it is
+# held to what this share of the probe's largest gradient allows.
+_SMALL = 1e-3
 
 
 def check_path(
@@ -128,7 +131,8 @@ def _judge(
     limits: tuple[float, float],
 ) -> None:
     """ModelError unless the median unit is within the first limit, and every one in the second."""
-    errors = [_error(gradient, right) for gradient, right in zip(found, truth, strict=True)]
+    least = _SMALL * max(float(right.norm()) for right in truth)
+    errors = [_error(gradient, right, least) for gradient, right in zip(found, truth, strict=True)]
     worst = max(range(len(errors)), key=errors.__getitem__)
     told = [error for error, right in zip(errors, truth, strict=True) if right.any()]
     if median(told or errors) <= limits[0] and errors[worst] <= limits[1]:
@@ -143,14 +147,17 @@ def _judge(
     )
 
 
-def _error(gradient: Tensor, right: Tensor) -> float:
-    """Distance in norms of the right one; infinite for another size, NaN, or where 0 is right."""
+def _error(gradient: Tensor, right: Tensor, least: float) -> float:
+    """Distance in norms of the right one, or in `least` where that is larger.
+
+    Infinite for another size, NaN, or where 0 is right and something else is found.
+    """
     if len(gradient) != len(right):
         return math.inf
     off, scale = float((gradient - right).norm()), float(right.norm())
     if off == 0:
         return 0.0
-    return off / scale if scale and math.isfinite(off) else math.inf
+    return off / max(scale, least) if scale and math.isfinite(off) else math.inf
 
 
 def _furthest(gradient: Tensor, right: Tensor, network: nn.Module) -> str:

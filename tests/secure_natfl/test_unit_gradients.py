@@ -167,6 +167,32 @@ def test_how_far_one_unit_may_be_off(share, dtype, passes):
             check_path("off", off, convolutions(), SINGLE, units(1, 2, 1))
 
 
+@pytest.mark.parametrize("sureness", [1, 10, 30, 100])
+def test_a_head_that_is_sure_of_most_units_trains_on(sureness):
+    torch.manual_seed(0)
+    head = nn.Linear(64, 2)
+    head.weight.data *= sureness
+    probe = [(torch.randn(1, 64), torch.eye(2)[[at % 2]], torch.ones(1, 2)) for at in range(8)]
+    norms = [float(gradient.norm()) for gradient in oracle(head, SINGLE, probe)]
+    assert sureness < 30 or min(norms) < 1e-4 * max(norms)
+    assert pick(head, SINGLE, probe)[1] == {}
+
+
+def test_a_small_gradient_may_not_grow_to_a_large_one():
+    def grown(network, loss, units):
+        gradients = [gradient.clone() for gradient in loop(network, loss, units)]
+        least = min(gradients, key=torch.linalg.vector_norm)
+        least += 0.01 * max(gradients, key=torch.linalg.vector_norm)
+        yield from gradients
+
+    torch.manual_seed(0)
+    head = nn.Linear(64, 2)
+    head.weight.data *= 30
+    probe = [(torch.randn(1, 64), torch.eye(2)[[at % 2]], torch.ones(1, 2)) for at in range(8)]
+    with pytest.raises(ModelError, match="grown"):
+        check_path("grown", grown, head, SINGLE, probe)
+
+
 def test_losses_that_couple_a_batch_are_refused():
     def scaled(network, unit):
         each = SINGLE(network, unit)
