@@ -9,7 +9,7 @@ that it cannot reach.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,7 +121,7 @@ class CheckpointBook:
         return last.size if last else 0
 
     def _last(self, session: str) -> Checkpoint | None:
-        kept = (one.checkpoint for one in read_checkpoints(self._path))
+        kept = (one.checkpoint for one in _each(self._path))
         return max(
             (one for one in kept if one.session == session), key=lambda c: c.size, default=None
         )
@@ -171,14 +171,7 @@ def read_checkpoints(path: Path) -> tuple[Cosigned, ...]:
     A line that a crash cut off was shown to nobody and is left out. RunFolderError for any other
     line that is no checkpoint in its one encoding.
     """
-    try:
-        *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        found = tuple(Cosigned.model_validate_json(line) for line in lines)
-    except (OSError, ValidationError) as error:
-        raise _unusable(path, str(error).splitlines()[0]) from error
-    if any(canonical(o.model_dump(mode="json")) != x for o, x in zip(found, lines, strict=True)):
-        raise _unusable(path, "a line is not in its one encoding")
-    return found
+    return tuple(_each(path))
 
 
 def append_line(path: Path, one: Cosigned) -> None:
@@ -190,6 +183,22 @@ def append_line(path: Path, one: Cosigned) -> None:
             append(file.fileno(), canonical(one.model_dump(mode="json")) + b"\n")
     except OSError as error:
         raise _unusable(path, error.strerror or str(error)) from error
+
+
+def _each(path: Path) -> Iterator[Cosigned]:
+    """The checkpoints of a file, one at a time."""
+    try:
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    one = Cosigned.model_validate_json(line)
+                    if canonical(one.model_dump(mode="json")) + b"\n" != line:
+                        raise _unusable(path, "a line is not in its one encoding")
+                    yield one
+    except (OSError, ValidationError) as error:
+        raise _unusable(path, str(error).splitlines()[0]) from error
 
 
 def _unusable(path: Path, why: str) -> RunFolderError:

@@ -6,6 +6,7 @@ in memory only. After a crash the stored answers are returned, and the rest need
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
@@ -42,10 +43,7 @@ class Holding(ABC):
         self.name, self._enrolment, self._key = name, enrolment, key
         self._journal = Transcript(folder / "journal", durable=True)
         self._refusals = folder / "refusals.log"
-        self._plans: dict[int, RoundPlan] = {}
-        self._answers: dict[int, dict[str, bytes]] = {}
-        for entry in self._journal.entries:
-            self._remember(self._journal.read(entry))
+        self._journal.verify()
 
     def answer(self, blob: bytes) -> list[bytes]:
         """Run on every message that comes in. What is collected gets no answer, the rest does."""
@@ -91,13 +89,13 @@ class Holding(ABC):
             blob, RoundPlan, sender=SERVER, verify_key=self._enrolment.verify_key(SERVER)
         )
         check_plan(plan, self._enrolment)
-        stored = self._answers.get(plan.round, {})
-        if plan.round in self._plans:
-            check_retry(plan, self._plans[plan.round], tuple(stored))
-        check_subset(plan, self._plans.values())
+        stored = self._answers(plan.round)
+        earlier = self._plan(plan.round)
+        if earlier is not None:
+            check_retry(plan, earlier, tuple(stored))
+        check_subset(plan, self._plans())
         self._forget()
         self._journal.append(blob, SERVER, (self.name,))
-        self._remember(blob)
         pending = [group.name for group in plan.groups if group.name not in stored]
         public = self._start(plan, identity(blob), pending)
         return [self._round_key(plan, identity(blob), public), *self._handed_on(stored)]
@@ -111,7 +109,7 @@ class Holding(ABC):
         request = authentic(
             blob, OpeningRequest, sender=SERVER, verify_key=self._enrolment.verify_key(SERVER)
         )
-        stored = self._answers.get(request.round, {}).get(request.group)
+        stored = self._answers(request.round).get(request.group)
         if stored is not None:
             return _again(stored, identity(blob))
         try:
@@ -123,14 +121,13 @@ class Holding(ABC):
             raise
         sealed = seal(answer, self._key)
         self._journal.append(sealed, self.name, (SERVER,))
-        self._remember(sealed)
-        planned = {group.name for group in self._plans[request.round].groups}
-        if planned <= self._answers[request.round].keys():
+        plan = self._plan(request.round)
+        if plan and {group.name for group in plan.groups} <= self._answers(request.round).keys():
             self._forget()
         return sealed
 
     def _round_key(self, plan: RoundPlan, plan_id: str, public: bytes) -> bytes:
-        past = map(outline, self._answers.get(plan.round, {}).values())
+        past = map(outline, self._answers(plan.round).values())
         message = RoundKey(
             **plan.stage._asdict(),
             sender=self.name,
@@ -148,12 +145,23 @@ class Holding(ABC):
         message = Refusal(session=self._enrolment.session, round=0, attempt=0, sender=self.name)
         return seal(message, self._key)
 
-    def _remember(self, blob: bytes) -> None:
-        message = outline(blob)
-        if isinstance(message, RoundPlan):
-            self._plans[message.round] = message
-        elif isinstance(message, Opening | KeyOpening):
-            self._answers.setdefault(message.round, {})[message.group] = blob
+    def _plans(self) -> Iterator[RoundPlan]:
+        """Every plan that this holder accepted, from its journal."""
+        for entry in self._journal.entries:
+            message = outline(self._journal.read(entry)) if entry.kind == RoundPlan.kind else None
+            if isinstance(message, RoundPlan):
+                yield message
+
+    def _plan(self, round_number: int) -> RoundPlan | None:
+        """The last one of a round."""
+        plans = [plan for plan, _ in self._journal.recall(RoundPlan, round_number)]
+        return plans[-1] if plans else None
+
+    def _answers(self, round_number: int) -> dict[str, bytes]:
+        """Group → the answer that this holder gave, from its journal."""
+        opened = {sum_.group: blob for sum_, blob in self._journal.recall(Opening, round_number)}
+        shares = self._journal.recall(KeyOpening, round_number)
+        return opened | {share.group: blob for share, blob in shares}
 
     def _is_collected(self, blob: bytes) -> bool:
         try:

@@ -184,6 +184,8 @@ class LedgerFile:
         """Turn SQLite's errors into one clear line."""
         try:
             yield
+        except UnicodeDecodeError as error:
+            raise self._damaged("its pages cannot be read") from error
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
             found = [advice for kind, advice in _ADVICE.items() if name.startswith(kind)]

@@ -9,7 +9,7 @@ forked by any one kept copy. A head says nothing about patients: it is a count a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -77,14 +77,24 @@ class HeadBook:
     """What one client keeps of other sites' heads: a file of one JSON line each, only appended.
 
     path: the file, made if missing. keeper: this client's name. sites: site → Ed25519 public key
-    (32 bytes), as enrolled. A LedgerError for a file that cannot be read or written.
+    (32 bytes), as enrolled. Memory has each site's latest head alone. A LedgerError for a file
+    that cannot be read or written.
     """
 
     def __init__(
         self, path: Path, keeper: str, key: SigningKey, sites: Mapping[str, bytes]
     ) -> None:
         self._path, self._keeper, self._key, self._sites = path, keeper, key, dict(sites)
-        self.kept = tuple(self._read())
+        self._latest = {one.head.site: one for one in self._read()}
+
+    @property
+    def kept(self) -> tuple[KeptHead, ...]:
+        """Everything that was kept, in order, from disk."""
+        return tuple(self._read())
+
+    def of(self, site: str) -> Iterator[KeptHead]:
+        """What was kept of one site, in order, from disk."""
+        return (one for one in self._read() if one.head.site == site)
 
     def keep(self, head: Head) -> KeptHead:
         """Check, write down durably, and co-sign a head that its site sent.
@@ -93,26 +103,32 @@ class HeadBook:
         stands before one kept already, or beside it: that ledger was rolled back or forked.
         """
         _verify_site(head, self._sites)
-        for old in (kept.head for kept in self.kept if kept.head.site == head.site):
-            if head.seq < old.seq:
-                raise _rolled_back(head.site, old, head.seq)
-            if head.seq == old.seq and head.hash != old.hash:
-                raise _forked(old)
+        # None was kept that stands before one kept already, so the last one stands furthest.
+        old = self._latest.get(head.site)
+        if old and head.seq < old.head.seq:
+            raise _rolled_back(head.site, old.head, head.seq)
+        if old and head.seq == old.head.seq and head.hash != old.head.hash:
+            raise _forked(old.head)
         draft = KeptHead(head=head, keeper=self._keeper, signature="0" * 128)
         kept = draft.model_copy(update={"signature": self._key.sign(draft.said()).hex()})
-        if kept not in self.kept:
+        if kept != old:
             self._write(kept)
-            self.kept += (kept,)
+            self._latest[head.site] = kept
         return kept
 
-    def _read(self) -> list[KeptHead]:
+    def _read(self) -> Iterator[KeptHead]:
         try:
-            data = self._path.read_bytes() if self._path.exists() else b""
-            # A line that a crash cut off was not co-signed to anybody.
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
-                os.truncate(self._path, len(whole))
-            return [KeptHead.model_validate_json(line) for line in whole.splitlines()]
+            if not self._path.exists():
+                return
+            whole = 0
+            with self._path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        # A line that a crash cut off was not co-signed to anybody.
+                        os.truncate(self._path, whole)
+                        return
+                    whole += len(line)
+                    yield KeptHead.model_validate_json(line)
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
 

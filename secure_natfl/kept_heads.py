@@ -41,7 +41,7 @@ class KeptHeads:
         """
         count = 0
         for site, keeper in self._pairs():
-            kept = [one for one in self._books[keeper].kept if one.head.site == site]
+            kept = self._books[keeper].of(site)
             keepers = {keeper: self._keys[keeper].public}
             count += check_heads(self._ledgers[site], kept, self._keys[site].public, keepers)
         return count

@@ -41,7 +41,8 @@ def draft(
     `layout` is the digest of the layout, `size` its integers, `subset` the proxy indices. A
     resumed round calls it again and so gets the next attempt.
     """
-    plans = (e for e in transcript.entries if (e.kind, e.round) == (RoundPlan.kind, round_number))
+    of_round = transcript.entries.of_round(round_number)
+    plans = (entry for entry in of_round if entry.kind == RoundPlan.kind)
     plan = RoundPlan(
         session=enrolment.session,
         round=round_number,

@@ -8,8 +8,9 @@ a named moment around a durable write, without a word to anybody.
 
 import os
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -54,6 +55,17 @@ class Ended(Enum):
     REFUSED = 3
     DEFECT = 4
     KILLED = 9
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """What one process has open: ledgers, the server's records, key holders, kept heads."""
+
+    ledgers: dict[str, Ledger]
+    transcript: Transcript
+    log: AuditLog
+    holders: dict[str, Restarting]
+    heads: KeptHeads
 
 
 class Federation(Checked):
@@ -121,6 +133,10 @@ class Federation(Checked):
         self, round_number: int, schedule: Schedule | None = None, watcher: Watcher | None = None
     ) -> Ended:
         """Play one attempt of a round in a process of its own, to whatever end."""
+        return self.apart(lambda: self._played(round_number, schedule or Schedule()), watcher)
+
+    def apart(self, work: Callable[[], None], watcher: Watcher | None = None) -> Ended:
+        """Do `work` in a process of its own, to whatever end."""
         child = os.fork()
         if child:
             ended = Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -130,44 +146,58 @@ class Federation(Checked):
         ended = Ended.DEFECT
         try:
             with durable.watched(watcher or (lambda _: None)):
-                self._played(round_number, schedule or Schedule())
+                work()
             ended = Ended.WELL
         except NatflError as error:
-            self.tape.note("refused", round=round_number, why=str(error))
+            self.tape.note("refused", why=str(error))
             ended = Ended.REFUSED
         except BaseException:
             self.tape.note("defect", trace=traceback.format_exc())
         finally:
             os._exit(ended.value)
 
-    def _played(self, number: int, schedule: Schedule) -> None:
+    @contextmanager
+    def at_work(self) -> Iterator[AtWork]:
+        """Every party's files, opened from disk by this process, and what was kept of ledgers."""
         with ExitStack() as stack:
             ledgers = {name: stack.enter_context(self.ledger(name)) for name in self.names}
             transcript = stack.enter_context(Transcript(self.folder / "transcript"))
-            wire = Lossy(transcript, schedule, self.tape, self.folder / "late")
-            for name in self.enrolment.holders:
-                end = Restarting(self._opener(name), lambda: wire.happens(schedule.restart))
-                wire.connect(name, end)
-            clients = {
-                name: Client(name, self.keys[name], self.enrolment, self._releaser(name, ledgers))
-                for name in self.names
-            }
+            ends = {name: Restarting(self._opener(name)) for name in self.enrolment.holders}
+            log = stack.enter_context(AuditLog(self.folder / "audit.jsonl"))
             heads = self.heads(ledgers)
             heads.check()
-            server = Server(self.server_key, self.enrolment)
-            plan = draft(
-                self.enrolment,
-                transcript,
-                round_number=number,
-                groups=[self.group],
-                layout=digest(b"layout"),
-                size=self.layout.size,
-                subset=np.arange(number * PROXIES, (number + 1) * PROXIES),
+            yield AtWork(ledgers, transcript, log, ends, heads)
+
+    def play(self, at_work: AtWork, number: int, schedule: Schedule) -> None:
+        """One attempt of a round by parties that are at work, over connections of its own."""
+        wire = Lossy(at_work.transcript, schedule, self.tape, self.folder / "late")
+        for name, end in at_work.holders.items():
+            end.restarts = lambda: wire.happens(schedule.restart)
+            wire.connect(name, end)
+        clients = {
+            name: Client(
+                name, self.keys[name], self.enrolment, self._releaser(name, at_work.ledgers)
             )
-            outcome = Threshold(server, clients, wire).play(plan)
-            self._opened(number, outcome)
-            heads.keep()
-            self._record(number, outcome, transcript)
+            for name in self.names
+        }
+        server = Server(self.server_key, self.enrolment)
+        plan = draft(
+            self.enrolment,
+            at_work.transcript,
+            round_number=number,
+            groups=[self.group],
+            layout=digest(b"layout"),
+            size=self.layout.size,
+            subset=np.arange(number * PROXIES, (number + 1) * PROXIES),
+        )
+        outcome = Threshold(server, clients, wire).play(plan)
+        self._opened(number, outcome)
+        at_work.heads.keep()
+        self._record(number, outcome, at_work.transcript, at_work.log)
+
+    def _played(self, number: int, schedule: Schedule) -> None:
+        with self.at_work() as at_work:
+            self.play(at_work, number, schedule)
 
     def heads(self, ledgers: dict[str, Ledger]) -> KeptHeads:
         """Every site's head is kept by three others."""
@@ -211,35 +241,34 @@ class Federation(Checked):
                 participants=found.participants,
             )
 
-    def _record(self, number: int, outcome: Outcome, transcript: Transcript) -> None:
+    def _record(self, number: int, outcome: Outcome, transcript: Transcript, log: AuditLog) -> None:
         """The server's record of the round, and every site's signature under where it stands."""
         sums = tuple(
             Sum(group=g, attempt=a.attempt, participants=a.participants, sha256=a.sha256)
             for g, a in outcome.aggregates.items()
         )
-        with AuditLog(self.folder / "audit.jsonl") as log:
-            if not any(isinstance(record.body, SessionOpened) for record in log.records):
-                log.append("server", self._beginning())
-            log.append(
-                "server",
-                RoundOpened(
-                    round=number,
-                    sums=sums,
-                    absent=tuple(sorted(outcome.absent)),
-                    transcript_entries=len(transcript.entries),
-                    transcript_head=transcript.head,
-                ),
-            )
-            last = log.records[-1]
-            checkpoint = sign_checkpoint(log.tree, "study", number, last.utc, self.server_key)
-            signed = []
-            for name in self.names:
-                book = self._book(name)
-                old = book.last_size("study")
-                proof = log.tree.consistency(old, len(log.tree)) if old else []
-                signed.append(book.cosign(checkpoint, proof))
-            one = Cosigned(checkpoint=checkpoint, cosignatures=tuple(signed))
-            append_line(self.folder / "checkpoints.jsonl", one)
+        if not any(isinstance(record.body, SessionOpened) for record in log.records):
+            log.append("server", self._beginning())
+        log.append(
+            "server",
+            RoundOpened(
+                round=number,
+                sums=sums,
+                absent=tuple(sorted(outcome.absent)),
+                transcript_entries=len(transcript.entries),
+                transcript_head=transcript.head,
+            ),
+        )
+        last = log.records[-1]
+        checkpoint = sign_checkpoint(log.tree, "study", number, last.utc, self.server_key)
+        signed = []
+        for name in self.names:
+            book = self._book(name)
+            old = book.last_size("study")
+            proof = log.tree.consistency(old, len(log.tree)) if old else []
+            signed.append(book.cosign(checkpoint, proof))
+        one = Cosigned(checkpoint=checkpoint, cosignatures=tuple(signed))
+        append_line(self.folder / "checkpoints.jsonl", one)
 
     def _book(self, name: str) -> CheckpointBook:
         path = self.folder / "sites" / name / "checkpoints.jsonl"

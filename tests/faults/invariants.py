@@ -51,7 +51,6 @@ class Checked(ABC):
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], str] = {}
-        self._chains: dict[str, list[str]] = {name: [] for name in self.names}
 
     @abstractmethod
     def ledger(self, name: str) -> Ledger:
@@ -81,9 +80,11 @@ class Checked(ABC):
         with self.ledger(name) as ledger:
             ledger.verify()
             lines, chain = ledger.lines(), ledger.chained()
-            before = self._chains[name]
-            assert chain[: len(before)] == before, f"{name}: a line was changed or taken back"
-            self._chains[name] = chain
+            for note in tape:
+                if note["what"] == "checked" and note["site"] == name:
+                    stood = chain[: note["lines"]][-1:]
+                    assert stood == note["last"], f"{name}: a line was changed or taken back"
+            self.tape.note("checked", site=name, lines=len(chain), last=chain[-1:])
             charged = [line["round"] for line in lines]
             assert len(charged) == len(set(charged)), f"{name}: a key was charged twice"
             event = self.plan.mechanisms[name].event()

@@ -66,13 +66,13 @@ class Tape:
 class Restarting:
     """A key holder's end of the line; it may lose its memory, never its disk, between messages."""
 
-    def __init__(self, open_holder: Callable[[], Holding], restarts: Callable[[], bool]) -> None:
-        self._open, self._restarts = open_holder, restarts
+    def __init__(self, open_holder: Callable[[], Holding]) -> None:
+        self._open, self.restarts = open_holder, lambda: False
         self.holder = open_holder()
         self._out: deque[bytes] = deque()
 
     def write(self, blob: bytes) -> None:
-        if self._restarts():
+        if self.restarts():
             self.holder.close()
             self.holder = self._open()
         try:

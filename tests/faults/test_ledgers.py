@@ -1,6 +1,6 @@
 """R1, R6, R17, R18: ledgers that are put back, split, fought over; folders with two masters.
 
-R1, the random kills of a ledger's process, is in tests/protocols/test_ledger.py.
+R1, the random kills of a ledger's process, is in tests/protocols/test_ledger_kills.py.
 """
 
 import os

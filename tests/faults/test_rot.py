@@ -12,7 +12,8 @@ import pytest
 from protocols.audit_events import RoundLearned
 from protocols.audit_log import AuditLog, read_log
 from protocols.checkpoints import check_covered, read_checkpoints
-from protocols.errors import NatflError
+from protocols.errors import LedgerError, NatflError
+from protocols.ledger import Ledger
 from protocols.transcript import TORN, Transcript
 from tests.faults.federation import Ended, Federation
 from tests.faults.network import Schedule
@@ -89,6 +90,17 @@ def test_r09_a_thousand_flips_and_two_hundred_cuts(played, tmp_path) -> None:
     found = rot(played, tmp_path, 1002, 201)
     assert not [what for what in found if what.endswith("other")], found
     print(dict(found))  # noqa: T201 - the counts of docs/results/reliability.md
+
+
+def test_r09_a_ledger_whose_tables_have_no_readable_name_is_refused(tmp_path) -> None:
+    """SQLite names what it found in bytes that are no text."""
+    path = tmp_path / "ledger.db"
+    arguments = (path, "a", "patients")
+    Ledger(*arguments, budget_epsilon=None, delta=1e-5).close()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE lines", b"CREATE \xa8ABLE lines"))
+    with pytest.raises(LedgerError, match="cannot be read"):
+        Ledger(*arguments, budget_epsilon=None, delta=1e-5)
 
 
 # R10: the clock.

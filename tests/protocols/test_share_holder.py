@@ -26,7 +26,7 @@ class Case:
         self.holder = world.holders["a"]
         groups = changes.pop("groups", world.groups("abcd", alphas=ALPHAS))
         plan = world.plan(number, enrolment=self.enrolment, groups=groups)
-        past = self.holder._plans.get(number)
+        past = self.holder._plan(number)
         plan = plan.model_copy(update={"attempt": past.attempt + 1 if past else 1, **changes})
         self.attempt = new_shared(world, self.enrolment, plan).begin(*world.holders.values())
         self.group = plan.groups[0]

@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 
 import pytest
 
@@ -110,6 +111,46 @@ def test_a_torn_line_that_was_changed_later_is_noticed(written):
     index.write_bytes(b"".join(lines))
     with pytest.raises(RunFolderError, match="does not follow"):
         Transcript(written)
+
+
+def test_lines_are_read_from_disk_and_their_chain_is_checked_again(written):
+    index = written / "index.jsonl"
+    good = index.read_bytes()
+    with Transcript(written) as transcript:
+        entries = transcript.entries
+        assert (len(entries), [entry.round for entry in entries[1:]]) == (4, [1, 2, 3])
+        assert [entry.seq for entry in entries.of_round(2)] == [2]
+        assert entries[-1] == list(entries)[3]
+        with pytest.raises(IndexError):
+            entries[4]
+        for place in range(0, len(good), 7):
+            changed = bytearray(good)
+            changed[place] ^= 1
+            index.write_bytes(changed)
+            with pytest.raises(RunFolderError, match="not as it was written"):
+                list(entries)
+        index.unlink()
+        with pytest.raises(RunFolderError, match="cannot be read"):
+            list(entries.of_round(2))
+
+
+def test_memory_does_not_grow_with_the_messages_of_a_round(tmp_path, world):
+    """Ten thousand bytes at most for two thousand lines, which take 0.7 MB on disk."""
+    refusal = Refusal(session="study", round=3, attempt=1, sender="a")
+    blob = seal(refusal, world.keys["a"])
+    with Transcript(tmp_path) as transcript:
+        transcript.append(blob, "a", ("b",))
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(2000):
+                transcript.append(blob, "a", ("b",))
+            assert tracemalloc.get_traced_memory()[0] - before < 10_000
+        finally:
+            tracemalloc.stop()
+    with Transcript(tmp_path) as transcript:
+        assert sum(1 for _ in transcript.recall(Refusal, 3)) == 1
+        assert len(transcript.entries) == 2001
 
 
 def test_changed_and_missing_blobs_are_noticed(written):
