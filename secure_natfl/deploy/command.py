@@ -47,10 +47,10 @@ def keys(
     ] = None,
 ) -> None:
     """Make keys, certificates, and the enrolment list that the consortium signs."""
-    from secure_natfl.deploy.kit import PUBLIC, make_kit, own_keys, read_public
+    from secure_natfl.deploy.kit import PUBLIC, make_kit, own_keys, party_name, read_public
 
     if own:
-        own_keys(out / own)
+        own_keys(out / party_name(own))
         _say(f"Wrote {out / own}. Hand {out / own / PUBLIC} to the consortium, nothing else.")
         return
     if source is None:

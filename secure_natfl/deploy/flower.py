@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from httpx import HTTPError
 from rich.console import Console
 
 from protocols.errors import NatflError
@@ -55,11 +56,13 @@ class FlowerExchange:
         waiting, sent = dict(questions), dict[str, str]()
         looked = 0.0
         while time.monotonic() < until and len(found) < len(questions):
-            if waiting and time.monotonic() - looked > _LOOK:
-                sent |= self._push(waiting, phase, until - time.monotonic())
-                looked = time.monotonic()
-            for party, blob in self._pull(sent):
-                found[party] = blob
+            # A SuperLink that is too busy is asked again: the same question gets the same answer.
+            with suppress(HTTPError):
+                if waiting and time.monotonic() - looked > _LOOK:
+                    looked = time.monotonic()
+                    sent |= self._push(waiting, phase, until - looked)
+                for party, blob in self._pull(sent):
+                    found[party] = blob
             time.sleep(_POLL)
         late = (party for party in questions if party not in found)
         return found | {

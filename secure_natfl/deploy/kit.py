@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import NameOID
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from protocols.chain import SigningKey
 from protocols.errors import ConfigError, RunFolderError
@@ -58,6 +58,22 @@ class Public(StrictModel):
     signing: Digest
     holder: Digest
     node: NodeKey
+
+
+def party_name(text: str) -> str:
+    """A party's name, which its folder has too; ConfigError for what cannot be one."""
+    try:
+        name: str = TypeAdapter(Name).validate_python(text)
+    except ValidationError:
+        name = ""
+    if not name or name in (SERVER_FOLDER, OFFLINE):
+        raise ConfigError(
+            f"{text!r} cannot be a party's name",
+            where="natfl deploy keys",
+            why="it names a folder, and the server and the consortium have theirs",
+            fix="letters, digits, dots, dashes and underscores, beginning with a letter or digit",
+        )
+    return name
 
 
 def own_keys(folder: Path) -> Public:
@@ -114,7 +130,8 @@ def make_kit(
     text = source.read_text(encoding="utf-8")
     config = parse(tomllib.loads(text), str(source))
     _check(config)
-    names = (*config.site_names(), *holders)
+    names = tuple(map(party_name, (*config.site_names(), *holders)))
+    _check_names(names, given)
     publics = {name: given.get(name) or own_keys(out / name) for name in names}
     authority, server = out / OFFLINE, out / SERVER_FOLDER
     consortium = SigningKey(secret(authority, "signing", os.urandom))
@@ -141,6 +158,19 @@ def _check(config: Config) -> None:
     if config.seeded:
         raise ConfigError(
             "a deployed federation is never seeded", where="run.seed", fix='set it to "system"'
+        )
+
+
+def _check_names(names: Sequence[str], given: Mapping[str, Public]) -> None:
+    """Each party once, and no keys of anybody else: a misspelt name would get new ones."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    strange = sorted(set(given) - set(names))
+    if twice or strange:
+        raise ConfigError(
+            f"{', '.join(twice or strange)} {'comes twice' if twice else 'takes no part'}",
+            where="natfl deploy keys",
+            why="hospitals and holders are told apart by name" if twice else "public.json names it",
+            fix="spell every party's name as the configuration or --holder does, once",
         )
 
 

@@ -30,13 +30,14 @@ FLOWER: Final = "flower"
 COORDINATOR: Final = "coordinator"
 LOG: Final = "coordinator.log"
 OUTCOME: Final = "outcome.txt"
+RELAY: Final = Path(__file__).parent / "relay"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _PATIENCE: Final = 120.0
 
 
-def start_party(folder: Path) -> int:
+def start_party(folder: Path, module: str = "secure_natfl.deploy.serve") -> int:
     """The party's own process, once it is ready; its number. RunFolderError if it fails."""
-    command = [sys.executable, "-m", "secure_natfl.deploy.serve", str(folder)]
+    command = [sys.executable, "-m", module, str(folder)]
     (folder / SOCKET).unlink(missing_ok=True)
     pid = _start(folder, "party", command, kept=True)
     _until(lambda: _listens(folder / SOCKET), pid, folder / "party.log")
@@ -103,12 +104,11 @@ def register(folder: Path, host: str, port: int, *, insecure: bool = False) -> N
             )
 
 
-def submit(folder: Path) -> None:
-    """Bundle the app and start it on the SuperLink."""
+def submit(folder: Path, source: Path = RELAY) -> None:
+    """Bundle an app, the `client.py` and `server.py` of `source`, and start it on the SuperLink."""
     app = folder / FLOWER / "app"
     package = app / "natfl_relay"
     package.mkdir(parents=True, exist_ok=True)
-    source = Path(__file__).parent / "relay"
     for file in source.glob("*.py"):
         write(package / file.name, file.read_bytes())
     stated = {
@@ -152,6 +152,8 @@ def flower_environment(folder: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        # Between a message's arrival and the start of its process; Flower's own is a second.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
         # Flower starts its own helpers by name.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
@@ -236,7 +238,10 @@ def _until(ready: Callable[[], bool], pid: int, log: Path) -> None:
         if not started(pid) or time.monotonic() > until:
             last = _last_line(log.read_text(encoding="utf-8", errors="replace"))
             raise RunFolderError(
-                "it did not start", where=str(log), why=last or "nothing was said in time"
+                "it did not start",
+                where=str(log),
+                why=last or "nothing was said in time",
+                fix="look into the log; on a busy machine give the same command again",
             )
         time.sleep(0.1)
 

@@ -74,8 +74,7 @@ def _results(served: Coordinator) -> Results:
     agreed, enrolment = served.agreed, served.enrolled.enrolment
     rounds = served.learning.summaries()
     for number, summary in enumerate(rounds):
-        entries = [entry for entry in served.transcript.entries if entry.round == number]
-        traffic = per_site(entries, enrolment.clients)
+        traffic = per_site(served.transcript.entries.of_round(number), enrolment.clients)
         summary["upload_bytes"] = max(up for up, _ in traffic.values())
         summary["download_bytes"] = max(down for _, down in traffic.values())
         # Seconds of protection at the sites are the sites' own; the server's are not told apart.

@@ -15,7 +15,7 @@ pytest.importorskip("flwr", reason="needs the extra flower")
 from secure_natfl.audit.conduct import audit
 from secure_natfl.deploy import launch, processes
 from secure_natfl.deploy.demo import SITES, gather
-from secure_natfl.deploy.kit import CA, own_keys
+from tests.deploy.again import sums, sums_in_one_process
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
 PORT = 18443
@@ -35,39 +35,7 @@ def link(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             processes.stop(root / name)
 
 
-def _log_of_node(folder: Path, seconds: float, until: str) -> str:
-    """What a SuperNode says in so many seconds, or until it says `until`."""
-    launch.start_node(folder, f"127.0.0.1:{PORT}", PORT + 50)
-    log, end = folder / "supernode.log", time.monotonic() + seconds
-    try:
-        while time.monotonic() < end and until not in log.read_text(errors="replace"):
-            time.sleep(0.5)
-        return log.read_text(errors="replace")
-    finally:
-        processes.stop(folder)
-
-
-def test_a_machine_that_is_not_registered_is_refused(link: Path, tmp_path: Path):
-    folder = tmp_path / "stranger"
-    own_keys(folder)
-    shutil.copyfile(link / "server" / CA, folder / CA)
-    said = _log_of_node(folder, 90, "Failed to activate")
-    assert "Failed to activate" in said
-    assert "SuperNode ID" not in said
-
-
-def test_a_server_under_another_authority_is_refused(link: Path, tmp_path: Path):
-    from secure_natfl.deploy.kit import _certificates
-
-    folder = tmp_path / SITES[0]
-    shutil.copytree(link / SITES[0], folder)
-    _certificates(tmp_path / "foreign", tmp_path / "other", ["localhost"])
-    shutil.copyfile(tmp_path / "foreign" / CA, folder / CA)
-    said = _log_of_node(folder, 30, "SuperNode ID")
-    assert "SuperNode ID" not in said
-
-
-def test_a_session_over_flower_ends_with_a_report_log_and_ledgers_that_verify(link: Path):
+def test_a_session_over_flower_verifies_and_has_the_sums_of_one_process(link: Path, tmp_path: Path):
     command = [sys.executable, "-m", "secure_natfl", "deploy", "client"]
     clients = [
         subprocess.Popen(
@@ -90,3 +58,6 @@ def test_a_session_over_flower_ends_with_a_report_log_and_ledgers_that_verify(li
         processes.stop(link / name)
     gather(link)
     assert not audit(server / "run").findings.broken
+    found = sums_in_one_process(link, tmp_path)
+    assert len(found) == 2
+    assert found == sums(link)

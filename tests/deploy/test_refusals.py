@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from typer.testing import CliRunner
 
 from protocols.chain import SigningKey
 from protocols.errors import ConfigError, ProtocolError
+from secure_natfl.cli import app
 from secure_natfl.deploy import letter
 from secure_natfl.deploy.demo import SITES
 from secure_natfl.deploy.desk import VETO
 from secure_natfl.deploy.enrolled import ENROLLED, Enrolled, read_enrolled
+from secure_natfl.deploy.kit import own_keys
 from secure_natfl.deploy.launch import start_link, start_node
 from secure_natfl.deploy.letter import open_answer
 from secure_natfl.deploy.site import SiteParty
@@ -194,6 +197,37 @@ def test_a_list_that_the_consortium_did_not_sign_starts_nobody(fresh: Path):
     with pytest.raises(ProtocolError, match="did not sign"):
         SiteParty(folder)
     assert not (folder / "ledger.db").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../north", "/etc/natfl", "", "a/b", "a\\b", ".hidden", "a b", "server", "consortium"]
+)
+def test_no_party_has_a_name_that_leads_to_another_folder(name, kit, tmp_path):
+    keys, out = ["deploy", "keys"], ["--out", str(tmp_path / "kit")]
+    source = str(kit / "consortium.toml")
+    for given in (["--own", name], [source, "--holder", name]):
+        if name or "--holder" in given:
+            done = CliRunner().invoke(app, [*keys, *given, *out])
+            assert isinstance(done.exception, ConfigError)
+            assert "cannot be a party's name" in str(done.exception)
+    table = json.loads(own_keys(tmp_path / "own" / "x").model_dump_json()) | {"name": name}
+    (tmp_path / "public.json").write_text(json.dumps(table))
+    done = CliRunner().invoke(app, [*keys, source, *out, "--public", str(tmp_path / "public.json")])
+    assert isinstance(done.exception, ConfigError)
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "public.json"}
+
+
+def test_keys_of_nobody_who_takes_part_are_refused(kit, tmp_path):
+    """A misspelt name would leave the real one to keys that the consortium makes."""
+    own_keys(tmp_path / "own" / "Nord")
+    given = ["--public", str(tmp_path / "own" / "Nord" / "public.json")]
+    source = str(kit / "consortium.toml")
+    for more, why in ((given, "Nord takes no part"), (["--holder", NAME], f"{NAME} comes twice")):
+        done = CliRunner().invoke(
+            app, ["deploy", "keys", source, "--out", str(tmp_path / "kit"), *more]
+        )
+        assert why in str(done.exception)
+    assert not (tmp_path / "kit").exists()
 
 
 def test_a_folder_with_another_key_is_nobodys(fresh: Path):

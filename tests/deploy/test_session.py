@@ -13,20 +13,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from protocols.transcript import Transcript
 from secure_natfl.audit.conduct import audit
 from secure_natfl.deploy.demo import SITES, gather, write_kit
-from secure_natfl.deploy.enrolled import read_enrolled
 from secure_natfl.deploy.loopback import Beside, Sockets
 from secure_natfl.deploy.party import Absent, Exchange, Phase
 from secure_natfl.deploy.serve import SOCKET, open_party, serve
 from secure_natfl.deploy.server import Coordinator
-from secure_natfl.deploy.site_file import own_config, read_site_file
-from secure_natfl.federation import build
-from secure_natfl.protection import Protection
-from secure_natfl.seeds import Seeds
-from secure_natfl.systems.natimg_fl import NatImgFL
-from secure_natfl.terms import agree
+from tests.deploy.again import sums, sums_in_one_process
 
 VICTIM = SITES[1]
 
@@ -153,51 +146,9 @@ def test_no_round_is_charged_twice_and_no_site_was_left_out_of_a_sum(played: Pat
 
 
 def test_one_process_opens_the_same_sums_from_the_same_stored_integers(played, tmp_path):
-    enrolled = read_enrolled(played / "server")
-    config = enrolled.config
-    tables = [read_site_file(played / name, name, config).hospital for name in config.site_names()]
-    for name in SITES:
-        shutil.copytree(
-            played / name, tmp_path / "sites" / name, ignore=shutil.ignore_patterns(SOCKET)
-        )
-    own = own_config(config, read_site_file(played / SITES[0], SITES[0], config), tmp_path)
-    data = config.data.model_copy(update={"hospitals": tables})
-    ledger = own.ledger.model_copy(update={"folder": str(tmp_path / "sites")})
-    config = config.model_copy(update={"data": data, "ledger": ledger})
-    federation = build(config, lambda name: name.encode().ljust(32))
-    seeds = Seeds(bytes(32), seeded=False)
-    system = NatImgFL(config, federation, seeds)
-    layout = system.layout(config.proxies.per_round)
-    groups = {site.name: system.group_of(site) for site in federation.sites}
-    terms = agree(config, federation, layout, system.weights(), groups)
-    arguments = (config, federation, terms, layout, enrolled.session, tmp_path / "run", seeds)
-    (tmp_path / "run").mkdir()
-    found = []
-    with Protection(*arguments) as protection:
-        for number in (0, 1):
-            rows = _rows(played, number)
-            outcome, _ = protection.play(number, rows, {})
-            found += [one.sha256 for one in outcome.aggregates.values()]
-    assert found == _sums(played)
-
-
-def _rows(root: Path, number: int):
-    from protocols.messages import RoundPlan
-
-    with Transcript(root / "server" / "run" / "transcript") as transcript:
-        plans = [plan for plan, _ in transcript.recall(RoundPlan, number)]
-    return plans[0].subset.astype("int64")
-
-
-def _sums(root: Path) -> list[str]:
-    from protocols.messages import Opening
-
-    with Transcript(root / "server" / "run" / "transcript") as transcript:
-        return [
-            opening.sha256
-            for number in (0, 1)
-            for opening in {m.group: m for m, _ in transcript.recall(Opening, number)}.values()
-        ]
+    found = sums_in_one_process(played, tmp_path)
+    assert len(found) == 2
+    assert found == sums(played)
 
 
 @pytest.mark.nightly
