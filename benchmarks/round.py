@@ -3,9 +3,9 @@
 `python -m benchmarks.round --json --peers /path/to/python`, where that interpreter has the peers
 (`pip install '.[bench]' 'flwr[simulation]'`). All train one epoch at four sites. The peers send
 weights in the clear and average them; we release noisy answers under ε = 8, encrypt, add and open
-them with every ledger, journal and transcript on disk, then distil the central model. Sites run
-one after the other here, as the simulators run them on their own workers. Seconds are those of a
-round in a running federation; the first round counts for nobody.
+them with every ledger, journal and transcript on disk, then distil the central model. As many
+sites train at once as there are cores, with one thread each, here and in the simulators. Seconds
+are those of a round in a running federation; the first round counts for nobody.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.round_work import CLASSES, ROUNDS, SIDE, SITES, network, train
+from benchmarks.ratio import named, ratio, spread
+from benchmarks.round_work import BATCH, CLASSES, ROUNDS, SIDE, SITES, Network, train
 from protocols.chain import SigningKey, digest
 from protocols.ledger import Ledger, ReleaseKey
 from protocols.messages import Group, RoundPlan
@@ -43,6 +44,7 @@ from protocols.transcript import Transcript
 from protocols.transport import Beside, Wire
 
 PROXIES, SHARDS = 400, 2
+REPEATS = 2
 NAMES = tuple(f"site-{at}" for at in range(SITES))
 PEERS = {"flower_sim": "benchmarks.round_flower", "nvflare_sim": "benchmarks.round_nvflare"}
 
@@ -55,7 +57,9 @@ class Ours:
         self.layout = Layout((Segment("logits", PROXIES, CLASSES),))
         draw = torch.Generator().manual_seed(99)
         self.proxies = torch.randn(ROUNDS, PROXIES, 1, SIDE, SIDE, generator=draw)
-        self.models, self.central = {name: network() for name in NAMES}, network()
+        self.models, self.central = {name: Network() for name in NAMES}, Network()
+        self.workers = opened.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        self.said: dict[str, np.ndarray] = {}
         self.plan = NoisePlan.calibrate(
             epsilon=8.0,
             delta=1e-5,
@@ -99,8 +103,8 @@ class Ours:
 
     def round(self, number: int) -> None:
         """Train at every site, release, add, open, distil."""
-        for site, name in enumerate(NAMES):
-            train(self.models[name], site)
+        answers = self.workers.map(self._speak, range(SITES), [number] * SITES)
+        self.said = dict(zip(NAMES, answers, strict=True))
         plan = draft(
             self.enrolment,
             self.transcript,
@@ -115,13 +119,19 @@ class Ours:
         mean = grid.dequantise(total).reshape(PROXIES, CLASSES) / (SITES * SHARDS)
         self._distil(number, torch.from_numpy(mean).float())
 
+    def _speak(self, site: int, number: int) -> np.ndarray:
+        """Train a site's model, then ask it about the round's proxies: [PROXIES·CLASSES]."""
+        model = self.models[NAMES[site]]
+        train(model, site)
+        with torch.no_grad():
+            said = [model(batch) for batch in self.proxies[number].split(BATCH)]
+        return torch.cat(said).double().numpy().ravel()
+
     def _releaser(self, name: str, ledger: Ledger) -> Callable[[RoundPlan], Released]:
         mechanism = self.plan.mechanisms[name]
 
         def release(plan: RoundPlan) -> Released:
-            with torch.no_grad():
-                said = self.models[name](self.proxies[plan.round]).double().numpy().ravel()
-            bounded = mechanism.bound(np.stack([said] * SHARDS), self.layout)
+            bounded = mechanism.bound(np.stack([self.said[name]] * SHARDS), self.layout)
             key = ReleaseKey(plan.session, plan.round)
             return mechanism.release(bounded, ledger, key, os.urandom)
 
@@ -130,11 +140,9 @@ class Ours:
     def _distil(self, number: int, mean: torch.Tensor) -> None:
         """One epoch of the central model on what came back."""
         optimiser = torch.optim.SGD(self.central.parameters(), lr=0.01)
-        for start in range(0, PROXIES, 32):
-            batch = slice(start, start + 32)
+        for asked, said in zip(self.proxies[number].split(BATCH), mean.split(BATCH), strict=True):
             optimiser.zero_grad()
-            answers = self.central(self.proxies[number][batch])
-            nn.functional.mse_loss(answers, mean[batch]).backward()
+            nn.functional.mse_loss(self.central(asked), said).backward()
             optimiser.step()
 
 
@@ -153,10 +161,9 @@ def ours() -> list[float]:
 def peer(python: str, module: str, limit: float) -> list[float] | str:
     """Seconds of each round of a peer, or why there are none."""
     command = [python, "-m", module]
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(  # noqa: S603 - the interpreter that the user named
-            command, env=environment, capture_output=True, text=True, timeout=limit, check=True
+            command, env=_environment(), capture_output=True, text=True, timeout=limit, check=True
         )
         return [float(one) for one in json.loads(done.stdout.strip().splitlines()[-1])]
     except subprocess.TimeoutExpired:
@@ -168,30 +175,46 @@ def peer(python: str, module: str, limit: float) -> list[float] | str:
 
 
 def measure(python: str, limit: float) -> dict[str, Any]:
-    """Medians with quartiles, and ratios of medians; a peer that did not run is None, and why."""
-    runs: dict[str, list[float] | str] = {"ours": ours()}
-    for name, module in PEERS.items():
-        runs[name] = peer(python, module, limit)
-    spread = {name: _spread(found) for name, found in runs.items() if isinstance(found, list)}
-    figures: dict[str, Any] = {
-        f"round_x_{name}": spread["ours"][1] / spread[name][1] if name in spread else None
-        for name in PEERS
-    }
+    """Ratios of medians with intervals, and quartiles; a peer that did not run is None, and why.
+
+    All take turns, REPEATS times, each time in processes of their own.
+    """
+    seconds: dict[str, list[float]] = {"ours": []} | {name: [] for name in PEERS}
+    missing: dict[str, str] = {}
+    for _ in range(REPEATS):
+        seconds["ours"] += ours()[1:]
+        for name, module in PEERS.items():
+            found = peer(python, module, limit) if name not in missing else []
+            if isinstance(found, str):
+                missing[name] = found
+            else:
+                seconds[name] += found[1:]
+    figures: dict[str, Any] = {}
+    for name in PEERS:
+        played = name not in missing
+        stated = ratio(seconds["ours"], seconds[name]) if played else None
+        figures |= named(f"round_x_{name}", stated)
     return figures | {
-        # Needs a deployed federation; nothing here starts one.
-        "deployed_round_x_flower": None,
-        "seconds": spread,
-        "missing": {name: found for name, found in runs.items() if isinstance(found, str)},
+        "seconds": {name: spread(each) for name, each in seconds.items() if name not in missing},
+        "missing": missing,
         "sites": SITES,
-        "rounds": ROUNDS - 1,
+        "rounds": len(seconds["ours"]),
         "cores": os.cpu_count(),
     }
 
 
-def _spread(seconds: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile, the first round left out."""
-    low, median, high = statistics.quantiles(seconds[1:], n=4)
-    return [low, median, high]
+def deployed(python: str) -> dict[str, Any]:
+    """What `benchmarks.deployed` finds with that interpreter."""
+    command = [python, "-m", "benchmarks.deployed", "--json"]
+    done = subprocess.run(  # noqa: S603 - the interpreter that the user named
+        command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {"deployed": found} | {k: v for k, v in found.items() if k.startswith("deployed_")}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
 
 
 def main() -> None:
@@ -200,8 +223,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--peers", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--limit", type=float, default=900, help="seconds for each peer")
+    parser.add_argument("--simulators", action="store_true", help="leave the deployed round out")
     options = parser.parse_args()
     figures = measure(options.peers, options.limit)
+    if not options.simulators:
+        figures |= deployed(options.peers)
     if options.json:
         sys.stdout.write(json.dumps(figures, indent=2) + "\n")
         return

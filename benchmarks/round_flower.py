@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from benchmarks.round_work import IMAGES, ROUNDS, SITES, network, train
+from benchmarks.round_work import IMAGES, ROUNDS, SITES, Network, train
 
 STAMPS: list[float] = []
 client = ClientApp()
@@ -35,7 +35,7 @@ class Timed(FedAvg):
 @client.train()
 def fit(message: Message, context: Context) -> Message:
     """Load the weights, train an epoch, send them back."""
-    model = network()
+    model = Network()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     train(model, int(context.node_config["partition-id"]))
     content = {
@@ -49,7 +49,7 @@ def fit(message: Message, context: Context) -> Message:
 def main(grid: Grid, _: Context) -> None:
     """All rounds, without evaluation."""
     strategy = Timed(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=SITES)
-    strategy.start(grid, ArrayRecord(network().state_dict()), num_rounds=ROUNDS)
+    strategy.start(grid, ArrayRecord(Network().state_dict()), num_rounds=ROUNDS)
     STAMPS.append(time.perf_counter())
 
 

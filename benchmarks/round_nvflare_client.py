@@ -9,12 +9,12 @@ from pathlib import Path
 
 import nvflare.client as flare
 
-from benchmarks.round_work import IMAGES, network, train
+from benchmarks.round_work import IMAGES, Network, train
 
 
 def main() -> None:
     """Receive, train an epoch, send, until the server has had enough; note when each began."""
-    model, stamps = network(), Path(sys.argv[1])
+    model, stamps = Network(), Path(sys.argv[1])
     flare.init()
     site = int(flare.get_site_name().rsplit("-", 1)[1]) - 1
     while flare.is_running():

@@ -15,21 +15,28 @@ ROUNDS: Final = int(os.environ.get("ROUND_BENCH_ROUNDS", "11"))
 IMAGES, SIDE, CLASSES, BATCH = 256, 32, 14, 32
 
 
-def network() -> nn.Module:
-    """A small convolutional network, 32×32 grey images to 14 logits, the same in every call."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * (SIDE // 4) ** 2, 64),
-        nn.ReLU(),
-        nn.Linear(64, CLASSES),
-    )
+class Network(nn.Sequential):
+    """A small convolutional network: 32×32 grey images to logits, the same in every call."""
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * (SIDE // 4) ** 2, 64),
+            nn.ReLU(),
+            nn.Linear(64, classes),
+        )
+
+
+def backbone() -> nn.Module:
+    """The same without its last layer, as a site's architecture: [B, 1, 32, 32] → [B, 64]."""
+    return nn.Sequential(*list(Network())[:-1])
 
 
 def data(site: int) -> tuple[Tensor, Tensor]:
