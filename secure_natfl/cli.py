@@ -160,6 +160,19 @@ def study(
 
 
 @app.command()
+def fit(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    hospital: Annotated[str, typer.Argument(help="TOML: data.root and one data.hospitals.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("fitted"),
+) -> None:
+    """Fit a run's central model to a hospital that took no part, by a few labelled images."""
+    from secure_natfl.newcomer_fit import fit as fitted
+
+    network = fitted(run, hospital, out, console)
+    console.print(f"Network: {network}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def audit(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     operator: Annotated[

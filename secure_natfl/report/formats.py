@@ -105,6 +105,11 @@ def moment(value: datetime) -> str:
     return f"{aware.astimezone(UTC):%d %B %Y, %H:%M} UTC".lstrip("0")
 
 
+def signed(value: float) -> str:
+    """A difference with three decimals and its sign, a minus as in print."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
 def power(value: float) -> str:
     """A small probability such as δ, in the form 1e-5."""
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -129,4 +134,5 @@ FILTERS = {
     "duration": duration,
     "moment": moment,
     "power": power,
+    "signed": signed,
 }

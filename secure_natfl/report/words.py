@@ -13,6 +13,8 @@ ARM_LABELS = {
     "plain_mean": "Plain mean",
     "noise_proxies": "Noise images",
     "in_domain_proxies": "Own X-rays",
+    "fitted": "Fitted to few labels",
+    "few_labels": "The few labels alone",
     "pooled": "Pooled data",
 }
 """Short names for figures, in the order in which reports list the arms."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from secure_natfl.report.formats import signed
 from secure_natfl.study.analysis import Analysis
 from secure_natfl.study.grid import Setting
 from secure_natfl.study.predictions import Floats
@@ -132,8 +133,9 @@ def _against_local(analysis: Analysis, chosen: Worst) -> list[str]:
         else:
             says = "neither is shown to be better there"
         reasons.append(
-            f"At {hospital} its {chosen.model} model stands {found.value:+.3f} from local "
-            f"training ({found.lower:+.3f} to {found.upper:+.3f}, each bound one-sided 95 %): "
+            f"At {hospital} its {chosen.model} model stands {signed(found.value)} from local "
+            f"training ({signed(found.lower)} to {signed(found.upper)}, each bound one-sided "
+            f"95 %): "
             f"{says}."
         )
     return reasons

@@ -18,6 +18,13 @@ from secure_natfl.study.subgroups import Subgroups
 
 _FEDERATED = ("central", "personalised")
 _CONTROLS = ("noise_proxies", "in_domain_proxies")
+_BEST = "best local model"
+_REFERENCES = {
+    "central": ("local_only", "pooled", "max(local_only, pooled)", _BEST, *_CONTROLS),
+    "personalised": ("local_only",),
+    "fitted": (_BEST, "few_labels"),
+}
+"""Model → what it is compared with in its own setting."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +161,13 @@ class Analysis:
         if len(references) == 2:
             references["max(local_only, pooled)"] = np.maximum(*references.values())
         if "local_only" in known and hospital not in self.hospitals(setting):
-            references["best local model"] = self._best_local(setting, hospital)
-        references |= {model: known[model] for model in _CONTROLS if model in known}
-        for model in _FEDERATED:
-            for name, reference in references.items() if model in known else ():
-                if model == "central" or name == "local_only":
+            references[_BEST] = self._best_local(setting, hospital)
+        references |= {m: known[m] for m in (*_CONTROLS, "few_labels") if m in known}
+        for model, names in _REFERENCES.items():
+            for name in names if model in known else ():
+                if name in references:
                     says = f"{model} − {name}"
-                    yield from self._test(setting, hospital, says, known[model], reference)
+                    yield from self._test(setting, hospital, says, known[model], references[name])
 
     def _best_local(self, setting: Setting, hospital: str) -> Floats:
         """The best of all sites' own models at a hospital that took no part: curve [1 + B].

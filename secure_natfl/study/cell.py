@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from protocols.errors import DataError, NatflError
+from protocols.errors import NatflError
 from secure_natfl import baselines
+from secure_natfl.config import Config
 from secure_natfl.evaluation import TestPart, hospital_tests, predict
 from secure_natfl.federation import Federation
 from secure_natfl.models import Network
 from secure_natfl.progress import Stages
-from secure_natfl.results import Results, head_of
+from secure_natfl.results import Played, Results
 from secure_natfl.run_folder import RunFolder
 from secure_natfl.seeds import Seeds
 from secure_natfl.setup import speaking_inputs
@@ -31,8 +32,10 @@ from secure_natfl.site_state import secret
 from secure_natfl.study.cell_run import Job, StudyRun, start_of
 from secure_natfl.study.file import Model
 from secure_natfl.study.folder import Record
+from secure_natfl.study.newcomers import fitted, heads_of, newcomer_tests, newcomers_of
 from secure_natfl.study.preflight import simulated
-from secure_natfl.systems.natimg_fl import NatImgFL
+from secure_natfl.study.whole_run import ClearRun, record_of
+from secure_natfl.summed.run import SummedRun
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -45,7 +48,8 @@ def play(job: Job) -> str:
     start, worked = time.perf_counter(), time.process_time()
     torch.set_num_threads(1)
     try:
-        arrays, record = _federation(job) if job.cell.kind == "federation" else _comparison(job)
+        players = {"federation": _federation, "comparison": _comparison}
+        arrays, record = players.get(job.cell.kind, _whole)(job)
         config = job.cell.config
         record |= {
             "kind": job.cell.kind,
@@ -75,7 +79,8 @@ def keys_of(images: Tensor) -> NDArray[np.int64]:
     return np.array([int.from_bytes(one, "big", signed=True) for one in digests], np.int64)
 
 
-def _federation(job: Job) -> tuple[Arrays, Record]:
+def _opened(job: Job) -> tuple[Config, RunFolder]:
+    """The cell's configuration with the study's ledgers, and the folder of its run."""
     config, work = job.cell.config, job.folder.work(job.cell)
     ledger = config.ledger.model_copy(update={"folder": str(job.folder.ledgers / job.cell.id)})
     config = config.model_copy(update={"ledger": ledger})
@@ -83,14 +88,26 @@ def _federation(job: Job) -> tuple[Arrays, Record]:
     for table in config.data.hospitals:
         # All cells know a hospital's patients under one name, or their folds would differ.
         _keep_key(Path(ledger.folder) / table.name, job.folder.hospital_key(table.name))
-    opened = RunFolder.open(work, config, text, resume=(work / "run.json").exists())
+    return config, RunFolder.open(work, config, text, resume=(work / "run.json").exists())
+
+
+def _whole(job: Job) -> tuple[Arrays, Record]:
+    config, opened = _opened(job)
+    kind = ClearRun if job.cell.kind == "clear run" else SummedRun
+    results = kind(config, opened, Console(quiet=True)).play()
+    return {}, _costs(results) | record_of(results, job.cell.models)
+
+
+def _federation(job: Job) -> tuple[Arrays, Record]:
+    config, opened = _opened(job)
     run = StudyRun(config, opened, Console(quiet=True))
     run.job = job
     results = run.play()
     central = {"central": results.state.central, **_controls(job, results)}
     tests = hospital_tests(results.federation)
     arrays: Arrays = {}
-    for hospital, part in (tests | newcomers_of(job, results.federation)).items():
+    late = newcomers_of(job, results.federation)
+    for hospital, part in (tests | newcomer_tests(late)).items():
         arrays |= _truth(hospital, part)
         for name, network in central.items():
             if name in job.cell.models:
@@ -99,7 +116,7 @@ def _federation(job: Job) -> tuple[Arrays, Record]:
         if run.personal:
             sites = _sites(results.federation, hospital)
             arrays |= _by_site(hospital, "personalised", results.state.answering, part, sites)
-    return arrays, _costs(results)
+    return arrays | fitted(job, results, late), _costs(results)
 
 
 def _controls(job: Job, results: Results) -> dict[str, Network]:
@@ -120,32 +137,6 @@ def _controls(job: Job, results: Results) -> dict[str, Network]:
         name: make(config, system, results.terms, speaking, network, seeds)
         for name, make in asked.items()
     }
-
-
-def newcomers_of(job: Job, federation: Federation) -> dict[str, TestPart]:
-    """Hospital that takes no part → its images of the fold that is held back."""
-    if not job.cell.newcomers:
-        return {}
-    config = job.cell.config
-    data = config.data.model_copy(update={"hospitals": list(job.cell.newcomers)})
-    found, _ = start_of(config.model_copy(update={"data": data}), job.folder)
-    if found.task.classes != federation.task.classes:
-        raise DataError(
-            f"the hospitals left out tell apart {', '.join(found.task.classes)}",
-            why=f"those that take part tell apart {', '.join(federation.task.classes)}",
-            fix="leave out hospitals of the same classes",
-        )
-    return hospital_tests(found)
-
-
-def heads_of(system: NatImgFL, hospital: str, job: Job) -> list[int]:
-    """The heads that answer for a hospital: its group's, or all where its group took no part."""
-    groups = {one.name: one.group for one in job.cell.newcomers}
-    if hospital not in groups:
-        return [head_of(system, hospital)]
-    if groups[hospital] in system.heads:
-        return [system.heads.index(groups[hospital])]
-    return list(range(len(system.heads)))
 
 
 def _central(network: Network, part: TestPart, heads: Sequence[int]) -> NDArray[np.float64]:
@@ -173,7 +164,8 @@ def _comparison(job: Job) -> tuple[Arrays, Record]:
         pooled = baselines.pooled(config, federation, networks[config.models.central], seeds)
     tests = hospital_tests(federation)
     arrays: Arrays = {}
-    for hospital, part in (tests | newcomers_of(job, federation)).items():
+    late = newcomers_of(job, federation)
+    for hospital, part in (tests | newcomer_tests(late)).items():
         arrays |= _truth(hospital, part)
         if local:
             sites = _sites(federation, hospital)
@@ -212,7 +204,7 @@ def _by_site(
     }
 
 
-def _costs(results: Results) -> Record:
+def _costs(results: Played) -> Record:
     plan = results.terms.noise_plan
     names = [site.name for site in results.federation.sites]
     spent = [plan.spending(name) for name in names] if plan else []

@@ -25,12 +25,15 @@ from secure_natfl.study.estimate import Estimate
 from secure_natfl.study.file import StudyFile, seconds_of
 from secure_natfl.study.folder import Record, StudyFolder
 from secure_natfl.study.grid import Cell, Plan, Setting, plan_of
-from secure_natfl.study.page import Findings, attack_figures, study_html
+from secure_natfl.study.page import Ended, Findings, attack_figures, study_html
 from secure_natfl.study.preflight import check_plan, simulated
 from secure_natfl.study.price import prices
 from secure_natfl.study.runner import Played, play_all, workers
 from secure_natfl.study.subgroups import Subgroups
 from secure_natfl.study.tables import Cost, write_tables
+from secure_natfl.study.whole import found_of, keep
+from secure_natfl.study.whole import page as whole_html
+from secure_natfl.study.whole_check import check_whole
 
 
 @dataclass(frozen=True)
@@ -53,26 +56,37 @@ def conduct(study: StudyFile, wish: Wish, console: Console) -> Path | None:
     torch.set_num_threads(1)
     plan = plan_of(study)
     with console.status("Checking every cell"):
-        federations = check_plan(plan)
+        checked = check_whole(plan) if plan.whole else None
+        federations = check_plan(plan) if checked is None else checked.federations
+        counted = None if checked is None else checked.seconds
         subgroups = Subgroups(study.subgroups)
         subgroups.check(plan)
     if wish.dry:
-        estimate = Estimate(plan, federations, None)
+        estimate = Estimate(plan, federations, None, counted)
         _foretell(plan, estimate, plan.cells(), console, _budget(study, wish))
         return None
     text = f"# {wish.command}\n\n" + tomli_w.dumps(study.model_dump(mode="json", by_alias=True))
     folder = StudyFolder.open(wish.out, study, text, resume=wish.resume)
     with folder.alone():
         attacks = attack_figures(folder.path, plan.settings)
-        _prepare(plan, federations, console)
-        estimate = Estimate(plan, federations, folder)
+        if checked is None:
+            _prepare(plan, federations, console)
+        estimate = Estimate(plan, federations, folder, counted)
         played = _play(plan, folder, estimate, _budget(study, wish), console)
+        page = folder.path / "study.html"
         with console.status("Scoring"):
-            found = _findings(plan, folder, subgroups, played, wish.command)
-            write_tables(folder.path, plan, found.scores, found.tests, found.gaps, found.costs)
-            page = folder.path / "study.html"
-            write(page, study_html(found, attacks).encode())
-        _conclude(found, console)
+            ended = _ended(plan, folder, played, wish.command)
+            if checked is not None:
+                whole = found_of(plan, folder, checked, ended)
+                keep(folder.path, whole)
+                write(page, whole_html(whole).encode())
+                reasons = whole.reasons
+            else:
+                found = _findings(plan, folder, subgroups, ended)
+                write_tables(folder.path, plan, found.scores, found.tests, found.gaps, found.costs)
+                write(page, study_html(found, attacks).encode())
+                reasons = found.advice.reasons
+        _conclude(ended, reasons, console)
     return page
 
 
@@ -146,9 +160,10 @@ def _foretell(
     """Say what will run and for how long, before it does."""
     total = estimate.total(cells)
     study, at_once = plan.study, min(workers(), max(len(cells), 1))
+    by_fold = "" if plan.whole else f" × {study.folds} folds"
     lines = [
         f"{formats.plural(len(plan.settings), 'setting')} × "
-        f"{formats.plural(len(study.seeds), 'seed')} × {study.folds} folds: "
+        f"{formats.plural(len(study.seeds), 'seed')}{by_fold}: "
         f"{formats.plural(len(plan.cells()), 'cell')}, {len(cells)} to play",
         f"about {formats.duration(total / at_once)} on {formats.plural(at_once, 'core')}, "
         f"{formats.duration(total)} of CPU; images and labels are checked, nothing is charged yet",
@@ -166,22 +181,34 @@ def _foretell(
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _findings(
-    plan: Plan, folder: StudyFolder, subgroups: Subgroups, played: Played, command: str
-) -> Findings:
+def _findings(plan: Plan, folder: StudyFolder, subgroups: Subgroups, ended: Ended) -> Findings:
     analysis = Analysis(folder, plan, subgroups)
-    cells, labels = {cell.id: cell for cell in plan.cells()}, plan.labels()
-    records = {id_: folder.record(cell) for id_, cell in cells.items() if folder.done(cell)}
     worst = worst_of(analysis)
-    deltas = [float(getattr(s.config.privacy, "delta", 1e-5)) for s in plan.settings]
     return Findings(
-        plan=plan,
+        **vars(ended),
         scores=list(analysis.scores()),
         tests=list(analysis.tests()),
         gaps=list(analysis.gaps()),
-        costs=[_cost(s, plan, seeds, records) for s, seeds in analysis.seeds.items() if seeds],
         worst=worst,
         advice=advise(analysis, worst),
+    )
+
+
+def _ended(plan: Plan, folder: StudyFolder, played: Played, command: str) -> Ended:
+    cells, labels = {cell.id: cell for cell in plan.cells()}, plan.labels()
+    records = {id_: folder.record(cell) for id_, cell in cells.items() if folder.done(cell)}
+    deltas = [float(getattr(s.config.privacy, "delta", 1e-5)) for s in plan.settings]
+    finished = {
+        setting: [
+            seed
+            for seed in setting.seeds
+            if (planned := plan.of(setting, seed)) and all(map(folder.done, planned))
+        ]
+        for setting in plan.settings
+    }
+    return Ended(
+        plan=plan,
+        costs=[_cost(s, plan, seeds, records) for s, seeds in finished.items() if seeds],
         prices=prices(folder, cells, plan.study.folds, min(deltas)),
         cpu_seconds=sum(record["cpu_seconds"] for record in records.values()),
         cells=len(cells),
@@ -195,7 +222,7 @@ def _findings(
 def _cost(
     setting: Setting, plan: Plan, seeds: Sequence[int], records: Mapping[str, Record]
 ) -> Cost:
-    """Means over the federation's cells; of the comparisons where a study has no others."""
+    """Means over the federation's cells; over all where a study has none of these."""
     cells = [cell for seed in seeds for cell in plan.of(setting, seed)]
     federation = [cell for cell in cells if cell.kind == "federation"] or cells
     found = [records[cell.id] for cell in federation]
@@ -216,10 +243,10 @@ def _cost(
     )
 
 
-def _conclude(found: Findings, console: Console) -> None:
+def _conclude(found: Ended, reasons: Sequence[str], console: Console) -> None:
     for cell, fault in found.failed:
         console.print(f"[red]failed[/red]  {cell}: {fault}", highlight=False, soft_wrap=True)
-    for reason in found.advice.reasons:
+    for reason in reasons:
         console.print(reason, highlight=False, soft_wrap=True)
     spent = formats.duration(found.cpu_seconds)
     console.print(

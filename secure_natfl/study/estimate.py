@@ -34,12 +34,18 @@ class Estimate:
     """Foretells a cell's seconds on one core.
 
     federations: cell id → the federation of some cells, at least one of every setting and kind.
+    counted: cell id → seconds, where the cells were measured already.
     """
 
     def __init__(
-        self, plan: Plan, federations: Mapping[str, Federation], folder: StudyFolder | None
+        self,
+        plan: Plan,
+        federations: Mapping[str, Federation],
+        folder: StudyFolder | None,
+        counted: Mapping[str, float] | None = None,
     ) -> None:
         self._plan, self._federations, self._folder = plan, federations, folder
+        self._measured = counted or {}
         self._shape: dict[str, str] = {}
         for number, setting in enumerate(plan.settings):
             for seed in setting.seeds:
@@ -51,7 +57,9 @@ class Estimate:
     def _counted(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for cell in self._plan.cells():
-            if cell.id in self._federations:
+            if cell.id in self._measured:
+                found.setdefault(self._shape[cell.id], self._measured[cell.id])
+            elif cell.id in self._federations:
                 seconds = _seconds(cell, self._federations[cell.id], self._sharing(cell))
                 found.setdefault(self._shape[cell.id], seconds)
         return found

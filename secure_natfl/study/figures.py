@@ -17,6 +17,7 @@ from secure_natfl.study.grid import EPSILON, Setting, named
 
 _PALETTE = ("central", "personalised", "mean", "noise", "local", "pooled")
 _MARKS = "osD^vXP*"
+_CALLED = {"central": "central model", "personalised": "personalised models"}
 _DASHES = {"local_only": "--", "pooled": ":"}
 
 Spot = tuple[str, float, float]
@@ -45,7 +46,7 @@ def over_epsilon(scores: Sequence[Score], model: str) -> Plate | None:
     present = [m for m in styled if any(s.model == m for s in chosen)]
     return Plate(
         f"epsilon-{model}",
-        f"AUROC of the {words.arm_label(model).lower()} over the ε that the noise is calibrated "
+        f"AUROC of the {_CALLED[model]} over the ε that the noise is calibrated "
         "for, with 95 % bootstrap intervals over patients, mean over seeds. The level line in an "
         "arm's own colour is that arm without noise (ε = ∞); the thin dashed grey line is a "
         "model that always answers the majority class (0.5). A level line of local or pooled "

@@ -21,7 +21,14 @@ Changes = dict[str, Any]
 """Configuration key ("privacy.epsilon") → value."""
 
 Model = Literal[
-    "central", "personalised", "local_only", "pooled", "noise_proxies", "in_domain_proxies"
+    "central",
+    "personalised",
+    "local_only",
+    "pooled",
+    "noise_proxies",
+    "in_domain_proxies",
+    "fitted",
+    "few_labels",
 ]
 USUAL: tuple[Model, ...] = ("central", "personalised", "local_only", "pooled")
 
@@ -29,6 +36,13 @@ MODELS, SEEDS, LEFT_OUT = "study.models", "study.seeds", "study.left_out"
 AGAINST = "study.against"
 """What an arm may state beside the configuration: models and seeds of its own, hospitals that take
 no part and are predicted all the same, and the arm that it is compared with."""
+
+PRESET, LIKE = "study.preset", "study.like"
+"""A base of the arm's own; or an arm above it, all of whose changes it begins with."""
+
+CLEAR, REFUSED = "study.in_the_clear", "study.refused"
+"""Of whole runs (`folds = 0`): sums are of what sites computed, without clip, grid or encryption;
+or the arm is one that a run must refuse, and stands in the tables with the reason."""
 
 _OWN = {
     "run.seed": "seeds",
@@ -52,7 +66,7 @@ class StudyFile(Section):
     """One study, whole. Keys of the configuration stand as "a.b" or as tables."""
 
     name: Name
-    base: str
+    base: str = ""
     """A preset's name, or a configuration file; relative to the study file."""
     common: Changes = Field(default_factory=dict, alias="set")
     """What every cell changes in the base."""
@@ -62,10 +76,13 @@ class StudyFile(Section):
     """Named sets of changes; the first is what the others are compared with. An arm that sets the
     key of an axis stands at that one value of it. Of the study itself an arm may set
     "study.models", "study.seeds" (some of `seeds`), "study.left_out" (hospitals) and
-    "study.against" (another arm in place of the first)."""
+    "study.against" (another arm in place of the first); "study.preset" (another preset in place
+    of `base`); "study.like" (an arm above, whose changes it begins with, and which it is compared
+    with); of whole runs, "study.in_the_clear" and "study.refused"."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
     """Values of run.seed: every cell can be repeated, and is not private."""
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Literal[0] | Annotated[int, Field(ge=2)] = 5
+    """0, for systems that learn from sums: a cell is a whole run, and each seed splits anew."""
     models: list[Model] = Field(default_factory=lambda: list(USUAL), min_length=1)
     """Whose predictions are compared; what none of them needs is not trained."""
     subgroups: list[str] = Field(default_factory=list)
@@ -106,7 +123,17 @@ class StudyFile(Section):
                 raise ValueError(f"{MODELS} of the arm {arm}: no model {', '.join(unknown)}")
             if changes.get(AGAINST, arm) not in given:
                 raise ValueError(f"{AGAINST} of the arm {arm}: no such arm")
-        return given
+        return _inherited(given)
+
+    @model_validator(mode="after")
+    def _based(self) -> Self:
+        for arm, changes in self.arms.items():
+            if not changes.get(PRESET, self.base):
+                raise ValueError(f"the arm {arm} has no base: set base, or {PRESET} of the arm")
+            if not self.folds or not (changes.get(CLEAR) or changes.get(REFUSED)):
+                continue
+            raise ValueError(f"{CLEAR} and {REFUSED} are of whole runs: set folds = 0")
+        return self
 
     @model_validator(mode="after")
     def _known_seeds(self) -> Self:
@@ -167,9 +194,21 @@ def read_study(source: str) -> StudyFile:
         raise ConfigError("not a TOML file", where=source, why=str(error)) from None
     except ValidationError as error:
         raise _explained(error, source) from None
-    if study.base in presets():
+    if not study.base or study.base in presets():
         return study
     return study.model_copy(update={"base": str((path.parent / study.base).resolve())})
+
+
+def _inherited(arms: dict[str, Changes]) -> dict[str, Changes]:
+    """Every arm with the changes of the arm above that it is like; that one it is against."""
+    found: dict[str, Changes] = {}
+    for arm, changes in arms.items():
+        above = changes.get(LIKE)
+        if above is not None and above not in found:
+            raise ValueError(f"{LIKE} of the arm {arm}: name an arm above it")
+        before = {} if above is None else found[above] | {AGAINST: above}
+        found[arm] = {k: v for k, v in (before | changes).items() if k != LIKE}
+    return found
 
 
 def _flat(table: Mapping[str, Any], before: str = "") -> Changes:

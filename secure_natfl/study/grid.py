@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,18 @@ from typing import Any, Literal
 from protocols.chain import canonical, digest
 from protocols.errors import ConfigError
 from secure_natfl.config import Config, Hospital, Ledger, NoNoise, Plain
-from secure_natfl.study.file import AGAINST, LEFT_OUT, MODELS, SEEDS, Changes, Model, StudyFile
+from secure_natfl.study.file import (
+    AGAINST,
+    CLEAR,
+    LEFT_OUT,
+    MODELS,
+    PRESET,
+    REFUSED,
+    SEEDS,
+    Changes,
+    Model,
+    StudyFile,
+)
 from secure_natfl.system_tables import NatImg
 from secure_natfl.toml_config import Table, parse, put, read
 
@@ -21,6 +32,7 @@ EPSILON, MECHANISM = "privacy.epsilon", "privacy.mechanism"
 _HOSPITALS = "data.hospitals."
 _KINDS = ("system.kind", "aggregation.kind", MECHANISM)
 COMPARISONS = {"local_only", "pooled"}
+OF_NEWCOMERS = {"fitted", "few_labels"}
 _SILENT = {"shard-teachers": "shards", "dp-sgd": "head"}
 """Mechanism → what speaks without its noise."""
 
@@ -33,7 +45,8 @@ class Setting:
     """One arm at one grid point. `config` has neither seed nor fold yet.
 
     newcomers: hospitals that take no part, whose images its models are asked about nevertheless.
-    against: the arm that it is compared with.
+    against: the arm that it is compared with. clear, refused: of whole runs, whether sums are taken
+    as they are, and whether the setting must be refused and is never played.
     """
 
     arm: str
@@ -43,6 +56,8 @@ class Setting:
     seeds: tuple[int, ...]
     newcomers: tuple[Hospital, ...]
     against: str
+    clear: bool = False
+    refused: bool = False
 
     @property
     def label(self) -> str:
@@ -62,11 +77,12 @@ class Cell:
     """One training with one fold held back; equal configurations are one cell.
 
     "federation" plays the run; "comparison" trains the local-only and pooled networks, which
-    depend on neither noise nor encryption and so are shared by many settings. models: those of
-    this kind that are asked for; newcomers: as of the setting.
+    depend on neither noise nor encryption and so are shared by many settings. "run" and "clear
+    run" are whole runs. models: those of this kind that are asked for; newcomers: as of the
+    setting.
     """
 
-    kind: Literal["federation", "comparison"]
+    kind: Literal["federation", "comparison", "run", "clear run"]
     config: Config
     models: tuple[Model, ...]
     newcomers: tuple[Hospital, ...] = ()
@@ -101,8 +117,22 @@ class Plan:
         config = _at(without_federation(setting.config), self.study, seed, fold)
         return Cell("comparison", config, models, setting.newcomers)
 
+    @property
+    def whole(self) -> bool:
+        """Whether cells are whole runs, each with its usual split, and not folds."""
+        return not self.study.folds
+
+    def run_of(self, setting: Setting, seed: int) -> Cell:
+        """The whole run of a setting under one seed."""
+        config = _as_whole(_at(setting.config, self.study, seed, 0), seed, setting.models)
+        return Cell("clear run" if setting.clear else "run", config, setting.models)
+
     def of(self, setting: Setting, seed: int) -> list[Cell]:
         """All cells of a setting under one seed."""
+        if setting.refused:
+            return []
+        if self.whole:
+            return [self.run_of(setting, seed)]
         pairs = (
             (self.comparison(setting, seed, fold), self.federation(setting, seed, fold))
             for fold in range(self.study.folds)
@@ -114,9 +144,9 @@ class Plan:
         found: dict[str, str] = {}
         for seed, setting in self._played():
             for cell in self.of(setting, seed):
-                what = setting.label if cell.kind == "federation" else "comparisons"
-                fold = cell.config.data.fold + 1
-                found.setdefault(cell.id, f"{what}, seed {seed}, fold {fold}")
+                what = "comparisons" if cell.kind == "comparison" else setting.label
+                fold = "" if self.whole else f", fold {cell.config.data.fold + 1}"
+                found.setdefault(cell.id, f"{what}, seed {seed}{fold}")
         return found
 
     def cells(self) -> list[Cell]:
@@ -131,11 +161,11 @@ class Plan:
 
 def plan_of(study: StudyFile) -> Plan:
     """All settings of a study. ConfigError names the first cell that is impossible, and why."""
-    base = read(study.base)
-    return Plan(study, tuple(_settings(study, base)))
+    bases = {arm: read(changes.get(PRESET, study.base)) for arm, changes in study.arms.items()}
+    return Plan(study, tuple(_settings(study, bases)))
 
 
-def _settings(study: StudyFile, base: Table) -> Iterator[Setting]:
+def _settings(study: StudyFile, bases: Mapping[str, Table]) -> Iterator[Setting]:
     """Grid point by grid point, so that the arms of one point stand together."""
     axes = list(study.grid)
     seen = set()
@@ -146,7 +176,7 @@ def _settings(study: StudyFile, base: Table) -> Iterator[Setting]:
             if (arm, point) in seen:
                 continue
             seen.add((arm, point))
-            yield _setting(study, base, at | changes, arm, point)
+            yield _setting(study, bases[arm], at | changes, arm, point)
 
 
 def _setting(study: StudyFile, base: Table, changes: Changes, arm: str, point: Point) -> Setting:
@@ -154,7 +184,10 @@ def _setting(study: StudyFile, base: Table, changes: Changes, arm: str, point: P
     models = tuple(changes.pop(MODELS, study.models))
     seeds = tuple(changes.pop(SEEDS, study.seeds))
     left_out = changes.pop(LEFT_OUT, [])
-    against = changes.pop(AGAINST, next(iter(study.arms)))
+    # Arms of whole runs may differ in all they have: none is held against one that it is not like.
+    against = changes.pop(AGAINST, next(iter(study.arms)) if study.folds else arm)
+    clear, refused = (bool(changes.pop(key, False)) for key in (CLEAR, REFUSED))
+    changes.pop(PRESET, None)
     config = _configured(study, base, changes, arm, point)
     inside = [one for one in config.data.hospitals if one.name not in left_out]
     newcomers = tuple(one for one in config.data.hospitals if one.name in left_out)
@@ -164,9 +197,22 @@ def _setting(study: StudyFile, base: Table, changes: Changes, arm: str, point: P
             where=f"study {study.name}, arm {arm}",
             fix=f"name some of {', '.join(one.name for one in config.data.hospitals)}",
         )
+    if OF_NEWCOMERS.intersection(models) and not newcomers:
+        raise ConfigError(
+            f"{' and '.join(sorted(OF_NEWCOMERS.intersection(models)))} with no newcomer",
+            where=f"study {study.name}, arm {arm}",
+            why="they are fitted to a hospital that took no part",
+            fix=f"name one in {LEFT_OUT}, or leave them out",
+        )
+    if study.folds and not isinstance(config.system, NatImg):
+        raise ConfigError(
+            f"{config.system.kind} is studied by whole runs",
+            where=f"study {study.name}, arm {arm}",
+            fix="set folds = 0",
+        )
     data = config.data.model_copy(update={"hospitals": inside})
     config = config.model_copy(update={"data": data})
-    return Setting(arm, point, config, models, seeds, newcomers, against)
+    return Setting(arm, point, config, models, seeds, newcomers, against, clear, refused)
 
 
 def _configured(study: StudyFile, base: Table, changes: Changes, arm: str, point: Point) -> Config:
@@ -237,6 +283,13 @@ def _at(config: Config, study: StudyFile, seed: int, fold: int) -> Config:
     data = config.data.model_copy(update={"folds": study.folds, "fold": fold})
     speed = config.speed.model_copy(update={"threads": 1})
     return config.model_copy(update={"run": run, "data": data, "speed": speed})
+
+
+def _as_whole(config: Config, seed: int, models: tuple[Model, ...]) -> Config:
+    """Of a whole run: sites and test parts are cut anew with every seed."""
+    data = config.data.model_copy(update={"split_seed": seed})
+    run = config.run.model_copy(update={"baselines": bool(COMPARISONS.intersection(models))})
+    return config.model_copy(update={"data": data, "run": run})
 
 
 def without_federation(config: Config) -> Config:

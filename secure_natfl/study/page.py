@@ -25,16 +25,14 @@ from secure_natfl.study.tables import Cost
 
 
 @dataclass(frozen=True)
-class Findings:
-    """All that the page shows. failed: (cell, fault); left: cells that time did not suffice for."""
+class Ended:
+    """What became of the cells, and what they cost.
+
+    failed: (cell, fault); left: cells that time did not suffice for.
+    """
 
     plan: Plan
-    scores: list[Score]
-    tests: list[Test]
-    gaps: list[Gap]
     costs: list[Cost]
-    worst: list[Worst]
-    advice: Advice
     prices: list[Price]
     cpu_seconds: float
     cells: int
@@ -42,6 +40,17 @@ class Findings:
     failed: list[tuple[str, str]]
     left: int
     command: str
+
+
+@dataclass(frozen=True)
+class Findings(Ended):
+    """All that the page of a study by folds shows."""
+
+    scores: list[Score]
+    tests: list[Test]
+    gaps: list[Gap]
+    worst: list[Worst]
+    advice: Advice
 
 
 def study_html(found: Findings, attacks: dict[str, float]) -> str:

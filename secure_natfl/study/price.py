@@ -34,13 +34,14 @@ class Price:
 def prices(folder: StudyFolder, cells: Mapping[str, Cell], folds: int, delta: float) -> list[Price]:
     """Per site and relation, from every ledger on disk, those of cells that failed included.
 
-    A patient trains in all folds but the one that holds it back: the price is the worst fold's.
+    A patient trains in all folds but the one that holds it back: the price is the worst fold's. Of
+    whole runs (`folds` = 0) it counts as trained on in all.
     `cells`: by id; a ledger of a cell that is no longer planned counts for every patient.
     """
     charged: dict[tuple[str, str, str], list[tuple[int | None, Event]]] = defaultdict(list)
     for path in sorted(folder.ledgers.glob("*/*/ledger.db")):
         cell = cells.get(path.parent.parent.name)
-        fold = None if cell is None else cell.config.data.fold
+        fold = None if cell is None or not folds else cell.config.data.fold
         for event in _events(path):
             charged[path.parent.name, event.relation, event.unit].append((fold, event))
     return [_price(key, events, folds, delta) for key, events in sorted(charged.items())]
@@ -63,6 +64,6 @@ def _price(
     noised = [(fold, event) for fold, event in charged if event.rho < math.inf]
     spent = [
         compose([event for fold, event in noised if fold is None or fold != out], delta).epsilon
-        for out in range(folds)
+        for out in range(max(folds, 1))
     ]
     return Price(*key, len(noised), len(charged) - len(noised), max(spent), delta)

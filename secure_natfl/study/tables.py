@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,20 +47,24 @@ def write_tables(
     costs: Sequence[Cost],
 ) -> None:
     """Write all tables; what depends on the machine stands in costs.csv alone."""
-    results = [score_row(score) for score in scores]
     rows = {
-        "results": results,
+        "results": [score_row(score) for score in scores],
         "tests": [_test_row(test) for test in tests],
         "subgroups": [_gap_row(gap) for gap in gaps],
-        "costs": [_cost_row(cost) for cost in costs],
+        "costs": [cost_row(cost) for cost in costs],
     }
+    keep_tables(folder, rows, latex(plan, scores))
+
+
+def keep_tables(folder: Path, rows: Mapping[str, Sequence[Row]], table: str) -> None:
+    """Name → rows as csv files, "results" as parquet too, and `table` as table.tex."""
     try:
-        for name, table in rows.items():
-            write(folder / f"{name}.csv", as_csv(table).encode())
+        for name, each in rows.items():
+            write(folder / f"{name}.csv", as_csv(each).encode())
         part = folder / "results.parquet.part"
-        pq.write_table(pa.Table.from_pylist(results), part)
+        pq.write_table(pa.Table.from_pylist(list(rows["results"])), part)
         part.replace(folder / "results.parquet")
-        write(folder / "table.tex", latex(plan, scores).encode())
+        write(folder / "table.tex", table.encode())
     except OSError as error:
         raise RunFolderError(
             "the tables cannot be written",
@@ -83,7 +87,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 def score_row(score: Score) -> Row:
     """One score and all that says what it is of; a study is seeded, so nothing is private."""
     found = score.auroc
-    return _where(score.setting) | {
+    return where_of(score.setting) | {
         "hospital": score.hospital,
         "model": score.model,
         "site": score.site,
@@ -104,10 +108,10 @@ def latex(plan: Plan, scores: Sequence[Score]) -> str:
     overall = [s for s in scores if s.seed is None and not s.site and s.auroc is not None]
     columns = list(dict.fromkeys((s.hospital, s.model) for s in overall))
     found = {(id(s.setting), s.hospital, s.model): s.auroc for s in overall}
-    head = " & ".join(["Setting", *(_tex(f"{h}, {m}") for h, m in columns)])
+    head = " & ".join(["Setting", *(tex(f"{h}, {m}") for h, m in columns)])
     lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\hline", head + r" \\", r"\hline"]
     for setting in dict.fromkeys(s.setting for s in overall):
-        cells = [_tex(setting.label)]
+        cells = [tex(setting.label)]
         for hospital, model in columns:
             one = found.get((id(setting), hospital, model))
             cells.append(
@@ -121,12 +125,13 @@ def latex(plan: Plan, scores: Sequence[Score]) -> str:
     return "\n".join([note, *lines, r"\hline", r"\end{tabular}", ""])
 
 
-def _where(setting: Setting) -> Row:
+def where_of(setting: Setting) -> Row:
+    """The columns that say which setting a row is of."""
     return {"arm": setting.arm, **dict(setting.point), "epsilon": _spelled(setting.epsilon)}
 
 
 def _test_row(test: Test) -> Row:
-    return _where(test.setting) | {
+    return where_of(test.setting) | {
         "hospital": test.hospital,
         "comparison": test.name,
         "seeds": test.seeds,
@@ -137,7 +142,7 @@ def _test_row(test: Test) -> Row:
 
 
 def _gap_row(gap: Gap) -> Row:
-    return _where(gap.setting) | {
+    return where_of(gap.setting) | {
         "hospital": gap.hospital,
         "model": gap.model,
         "column": gap.column,
@@ -148,8 +153,9 @@ def _gap_row(gap: Gap) -> Row:
     }
 
 
-def _cost_row(cost: Cost) -> Row:
-    return _where(cost.setting) | {
+def cost_row(cost: Cost) -> Row:
+    """What a cell of a setting costs."""
+    return where_of(cost.setting) | {
         "cells": cost.cells,
         "seconds": round(cost.seconds, 2),
         "cpu_seconds": round(cost.cpu_seconds, 2),
@@ -165,7 +171,8 @@ def _spelled(epsilon: float) -> str:
     return "inf" if math.isinf(epsilon) else f"{epsilon:g}"
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Text with what LaTeX reads otherwise spelt out."""
     for sign in "&%$#_{}":
         text = text.replace(sign, f"\\{sign}")
     for sign, written in (("ε", r"$\varepsilon$"), ("∞", r"$\infty$"), ("−", "$-$")):

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from protocols.errors import ModelError
-from protocols.mechanisms import FurtherOutput, TrainedOutput
+from protocols.mechanisms import TrainedOutput
 from protocols.outcome import Outcome
 from secure_natfl.audit.trail import Trail
 from secure_natfl.config import Config
@@ -30,6 +29,7 @@ from secure_natfl.run_folder import RunFolder
 from secure_natfl.schedule import Agreed
 from secure_natfl.site_state import secret, state_folder
 from secure_natfl.summed.arms import train_arms
+from secure_natfl.summed.contributions import beyond_clip, check_contribution
 from secure_natfl.summed.evaluation import curve
 from secure_natfl.summed.state import (
     CENTRAL,
@@ -43,7 +43,6 @@ from secure_natfl.summed.state import (
     take_up,
 )
 from secure_natfl.summed.terms import agree_sums
-from secure_natfl.summed.weight_vectors import not_finite
 from secure_natfl.systems.summed import Phase, Rows, Summed, Vector, make_system
 
 _LAST_INDEX = 2**32 - 1
@@ -222,38 +221,15 @@ class SummedRun:
         vector = np.asarray(
             self.system.contribute(site, number, agreed.name, begin), dtype=np.float64
         )
-        if vector.shape != (agreed.layout.size,):
-            raise ModelError(
-                f"a contribution of shape {vector.shape} where {agreed.layout.size} numbers were "
-                "agreed on",
-                where=f"{site.name}, round {number + 1}, {agreed.name}",
-                fix="give every site the same network, and start a new run for a changed one",
-            )
-        if not isinstance(agreed.mechanism(site.name), TrainedOutput | FurtherOutput):
-            layer = not_finite(vector, agreed.layout)
-            if layer is not None:
-                raise ModelError(
-                    "the update contains NaN or infinity",
-                    where=f"{site.name}, layer {layer}, round {number + 1}",
-                    why="the local training diverged, or an image is damaged",
-                    fix="lower system.learning_rate, or look for damaged images at this site",
-                )
+        check_contribution(vector, agreed, site.name, number)
         return vector
 
     def _clipped(self, site: str, vector: Vector, agreed: Agreed) -> bool:
         """Whether the clip shortens a vector; said in the log, where it would surprise."""
-        mechanism = agreed.mechanism(site)
-        if isinstance(mechanism, TrainedOutput | FurtherOutput):
-            return False
-        norm = float(np.linalg.norm(vector))
-        if norm <= mechanism.clip_norm:
-            return False
-        self.console.print(
-            f"         {site}: an update of norm {norm:.3g} is clipped to "
-            f"privacy.clip = {mechanism.clip_norm:g}",
-            highlight=False,
-        )
-        return True
+        said = beyond_clip(vector, agreed, site)
+        if said:
+            self.console.print(f"         {said}", highlight=False)
+        return bool(said)
 
     def _read(self, agreed: Agreed, outcome: Outcome, sums: dict[str, Vector]) -> dict[str, Summed]:
         """Group → the opened sum with what it is a sum of."""

@@ -43,12 +43,11 @@ def tensors_of(vector: Vector, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def not_finite(vector: Vector, layout: Layout) -> str | None:
     """The name of the first segment with NaN or infinity in it; None where all is finite."""
-    if np.isfinite(vector).all():
-        return None
-    start = 0
-    for segment in layout.segments:
-        stop = start + segment.size
-        if not np.isfinite(vector[start:stop]).all():
-            return segment.name
-        start = stop
-    return None
+    bad = np.flatnonzero(~np.isfinite(vector))
+    return segment_at(int(bad[0]), layout) if len(bad) else None
+
+
+def segment_at(position: int, layout: Layout) -> str:
+    """The name of the segment that a position of a vector lies in."""
+    ends = np.cumsum([segment.size for segment in layout.segments])
+    return layout.segments[int(np.searchsorted(ends, position, side="right"))].name

@@ -306,6 +306,12 @@ class NatImgFL:
             logits = central.answers(features)[0]
         return Returned(rows, logits[:, self.heads.index(group)].detach())
 
+    def open_features(self, central: Network) -> Tensor:
+        """The natural images' features [P, d] under the central network's backbone."""
+        if self._public is not None:
+            return self._public.raw
+        return features_of(central.backbone, self.federation.naturals.images)
+
     def _recalled(self, rows: Rows) -> Tensor | None:
         return None if self._public is None else self._public.raw[rows]
 

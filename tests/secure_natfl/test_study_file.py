@@ -142,6 +142,7 @@ def test_base_path_starts_at_the_study_file(tmp_path, study):
         ("[arms.a]\nstudy.against = 'b'", ("study.against", "no such arm")),
         ("[arms.a]\nstudy.seeds = [7]", ("study.seeds", "[0, 1]")),
         ("[arms.a]\nstudy.left_out = ['nowhere']", ("study.left_out", "children")),
+        ("[arms.a]\nstudy.models = ['fitted']", ("fitted with no newcomer", "study.left_out")),
         (
             "[arms.a]\nstudy.left_out = ['children']",
             ("study.left_out", "children"),

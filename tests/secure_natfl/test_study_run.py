@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from secure_natfl.study import runner
+from secure_natfl.study import newcomers, runner
 from secure_natfl.study.cell import play
 from secure_natfl.study.cell_run import Job
 from secure_natfl.study.conduct import Wish, conduct
@@ -157,8 +157,9 @@ def test_a_failed_cell_is_named_and_the_rest_is_played(tiny, monkeypatch):
     assert folder.done(second)
 
 
-def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted(tiny):
+def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted(tiny, monkeypatch):
     """Where nothing comes back to a site's own network, ε cannot matter to it."""
+    monkeypatch.setattr(newcomers, "DRAWS", 1)
     study = tiny('"central", "personalised", "local_only", "noise_proxies"', "2.0, 8.0")
     common = study.common | {"system.downward": "off", "privacy.mechanism": "dp-sgd"}
     del common["privacy.shards"]
@@ -167,7 +168,8 @@ def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted
         {"name": "late", "kind": "phantom", "hospital": "county", "images": 40}
         | {"architectures": ["test_efficientnet"]},
     ]
-    arms = {"system": {"study.left_out": ["late"]}}
+    models = [*study.models, "fitted", "few_labels"]
+    arms = {"system": {"study.left_out": ["late"], "study.models": models}}
     study = study.model_copy(update={"common": common, "arms": arms})
     plan = plan_of(study)
     folder = StudyFolder.open(Path("out"), study, "", resume=False)
@@ -181,6 +183,9 @@ def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted
     first, second = folder.arrays(one), folder.arrays(two)
     assert first["late:central"].shape == first["late:noise_proxies"].shape == (1, 20, 2)
     assert first["late:personalised"].shape == (3, 20, 2)
+    assert first["late:fitted"].shape == first["late:few_labels"].shape == (1, 20, 2)
+    assert not np.array_equal(first["late:fitted"], second["late:fitted"])
+    assert "children:fitted" not in first
     assert not np.array_equal(first["children:central"], second["children:central"])
     alone = folder.arrays(plan.comparison(plan.settings[0], 0, 0))
     assert np.array_equal(alone["late:keys"], first["late:keys"])
