@@ -93,8 +93,10 @@ def test_an_attack_on_hidden_sums_ends_with_verdicts(hidden):
     report = execute(hidden.folder.path, wish, "natfl attack D", quiet())
     found = {(row.criteria.id, arm.arm): arm for row in report.rows for arm in row.arms}
     assert found["C2", "slots"].score == 1
+    assert found["C2", "slots"].verdict is Verdict.CONTROL
     assert found["C2", "protected"].score == pytest.approx(1 / 3, abs=0.05)
-    assert found["G1", "undefended"].verdict is Verdict.CONTROL
+    # Phantoms are so alike that the mean image leaves an exact one hardly the control's margin.
+    assert found["G1", "undefended"].score == pytest.approx(1, abs=1e-3)
     assert found["G1", "protected"].score < found["G1", "undefended"].score - 0.1
     promises = {row.criteria.id: row.criteria.promise for row in report.rows}
     assert "single updates stay shut" in promises["G1"]
