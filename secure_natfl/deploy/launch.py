@@ -47,6 +47,7 @@ def start_party(folder: Path, module: str = "secure_natfl.deploy.serve") -> int:
 def start_node(folder: Path, server: str, port: int, *, insecure: bool = False) -> int:
     """Flower's SuperNode for a party's folder; its number. `server` is host:port."""
     check_insecure(server.rpartition(":")[0], insecure=insecure)
+    check_free(port)
     config = f'party="{folder.name}" socket="{folder / SOCKET}"'
     transport = ["--insecure"] if insecure else ["--root-certificates", str(folder / CA)]
     command = [
@@ -244,6 +245,20 @@ def _until(ready: Callable[[], bool], pid: int, log: Path) -> None:
                 fix="look into the log; on a busy machine give the same command again",
             )
         time.sleep(0.1)
+
+
+def check_free(port: int) -> None:
+    """ConfigError where another program of this machine has the port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} of this machine is taken",
+                why="another party's Flower, or another program, listens there",
+                fix="give a free one with --port",
+            ) from error
 
 
 def _listens(path: Path) -> bool:
