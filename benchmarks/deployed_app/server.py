@@ -18,6 +18,7 @@ from benchmarks.round_work import Network
 from secure_natfl.deploy.enrolled import Enrolled, read_enrolled
 from secure_natfl.deploy.flower import FlowerExchange
 from secure_natfl.deploy.party import PHASES, Absent, Phase
+from secure_natfl.deploy.reporting import write_reports
 from secure_natfl.deploy.server import Coordinator
 from secure_natfl.systems.natimg_fl import NatImgFL
 
@@ -102,6 +103,6 @@ def main(grid: Grid, context: Context) -> None:
     exchange = InTurn(grid, read_enrolled(folder), meter)
     try:
         with Coordinator(folder, exchange, Console(stderr=True)) as coordinator:
-            coordinator.run()
+            coordinator.run(write_reports)
     finally:
         (folder / "seconds.json").write_text(json.dumps(exchange.seconds))

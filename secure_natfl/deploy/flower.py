@@ -31,6 +31,7 @@ from secure_natfl.deploy.launch import COORDINATOR, LOG, OUTCOME
 from secure_natfl.deploy.letter import LIMIT
 from secure_natfl.deploy.party import Absent, Phase
 from secure_natfl.deploy.processes import record
+from secure_natfl.deploy.reporting import write_reports
 from secure_natfl.deploy.server import Coordinator
 from secure_natfl.run_folder import write
 
@@ -150,7 +151,7 @@ def main(grid: Grid, context: Context) -> None:
             (folder / LOG).open("a", encoding="utf-8") as log,
             Coordinator(folder, exchange, Console(file=log, width=120)) as coordinator,
         ):
-            report = coordinator.run()
+            report = coordinator.run(write_reports)
         write(folder / OUTCOME, f"report {report}\n".encode())
     except NatflError as error:
         write(folder / OUTCOME, f"error {error}\n".encode())

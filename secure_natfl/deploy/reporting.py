@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from protocols.accounting import Event, compose
 from protocols.audit_events import Charged
 from secure_natfl.costs import environment, peak_memory, per_site, samples, timing, wire
+from secure_natfl.deploy.server import Coordinator
 from secure_natfl.deploy.standing import Standing
 from secure_natfl.exposure import exposure, uncovered
 from secure_natfl.federation import Site
@@ -18,9 +18,6 @@ from secure_natfl.report.model import Central, Client, CurvePoint, Proxy, Report
 from secure_natfl.report.render import write_report
 from secure_natfl.reporting import absences, aggregation, headline, losses, parts
 from secure_natfl.results import Results, SiteAccount, State, by_message
-
-if TYPE_CHECKING:
-    from secure_natfl.deploy.server import Coordinator
 
 COMMAND = "natfl deploy server"
 

@@ -73,10 +73,11 @@ class Coordinator:
         self._learning = Learning(self.agreed, self.folder, self.stages)
         self._kept: dict[str, list[KeptHead]] = {}
 
-    def run(self) -> Path:
-        """All rounds, the report, the end of the log; the path of report.html."""
-        from secure_natfl.deploy.reporting import write_reports
+    def run(self, write_reports: Callable[[Coordinator], None]) -> Path:
+        """All rounds, the report, the end of the log; the path of report.html.
 
+        write_reports: called once, before the log is closed; of `deploy.reporting`.
+        """
         if not self.minutes.over:
             with self.stages.stage("Meet"):
                 self._meet()

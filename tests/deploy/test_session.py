@@ -17,6 +17,7 @@ from secure_natfl.audit.conduct import audit
 from secure_natfl.deploy.demo import SITES, gather, write_kit
 from secure_natfl.deploy.loopback import Beside, Sockets
 from secure_natfl.deploy.party import Absent, Exchange, Phase
+from secure_natfl.deploy.reporting import write_reports
 from secure_natfl.deploy.serve import SOCKET, open_party, serve
 from secure_natfl.deploy.server import Coordinator
 from tests.deploy.again import sums, sums_in_one_process
@@ -113,10 +114,10 @@ def played(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     try:
         for _ in range(2):
             with pytest.raises(CrashError), _server(root, exchange) as server:
-                server.run()
+                server.run(write_reports)
             exchange.happened.add("resumed")
         with _server(root, exchange) as server:
-            server.run()
+            server.run(write_reports)
             assert len(exchange.happened) == 4
         yield root
     finally:
@@ -159,7 +160,7 @@ def test_independent_holders_open_in_the_sites_place(tmp_path: Path):
     parties = {name: open_party(folder) for name, folder in folders.items()}
     try:
         with _server(tmp_path / "k", Beside(parties)) as server:
-            server.run()
+            server.run(write_reports)
             assert server.enrolled.independent == bodies
     finally:
         for party in parties.values():
