@@ -1,13 +1,14 @@
 """Folds, out-of-fold AUROC, the price of a search, fronts: each against a count by hand."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from protocols.accounting import REPLACE_ONE, Event, compose
+from protocols.accounting import ADD_OR_REMOVE_ONE, REPLACE_ONE, Event, compose
 from protocols.errors import ConfigError
 from protocols.ledger import Ledger, ReleaseKey
 from secure_natfl.federation import build
@@ -151,25 +152,54 @@ def test_the_price_is_that_of_the_worst_fold(tmp_path):
     cells = {cell.id: cell for cell in plan.cells() if cell.kind == "federation"}
     costs = (0.1, 0.2, 0.4)
     # Two settings, three folds; one exact cell; one ledger of a cell that is planned no more.
-    charged = [
-        (cell, Event("m", REPLACE_ONE, costs[cell.config.data.fold], 0.5, 0, 0, 0))
-        for cell in list(cells.values())[:6]
-    ]
-    charge(folder, "gone", Event("m", REPLACE_ONE, 0.05, 0.5, 0, 0, 0))
-    charge(folder, list(cells)[7], Event("m", REPLACE_ONE, float("inf"), float("inf"), 0, 0, 0))
+    charged = [(c, noise(costs[c.config.data.fold])) for c in list(cells.values())[:6]]
+    charge(folder, "gone", noise(0.05))
+    charge(folder, list(cells)[7], noise(math.inf))
     for cell, event in charged:
         charge(folder, cell.id, event)
     (price,) = prices(folder, cells, study.folds, 1e-5)
-    worst = [e for c, e in charged if c.config.data.fold != 0]
-    worst.append(Event("m", REPLACE_ONE, 0.05, 0.5, 0, 0, 0))
-    assert (price.site, price.noised, price.exact) == ("s", 7, 1)
+    worst = [noise(0.05), *(e for c, e in charged if c.config.data.fold != 0)]
+    assert (price.hospital, price.noised, price.exact) == ("children", 7, 1)
     assert price.epsilon == pytest.approx(compose(worst, 1e-5).epsilon)
 
 
-def charge(folder: StudyFolder, cell: str, event: Event) -> None:
-    path = folder.ledgers / cell / "s"
+def test_a_patient_pays_at_every_cut_of_the_hospital_and_each_has_folds_of_its_own(tmp_path):
+    """Whoever was at children-1 of two sites was at some site of three in the other arm."""
+    study = read_study("smoke-study").model_copy(update={"folds": 2, "grid": {}})
+    arms = {"two": {"data.hospitals.children.sites": 2}, "three": {}}
+    plan = plan_of(study.model_copy(update={"arms": arms}))
+    folder = StudyFolder.open(tmp_path / "S", study, "", resume=False)
+    two, three = (
+        [plan.federation(setting, 0, fold) for fold in range(2)] for setting in plan.settings
+    )
+    charge(folder, two[0].id, noise(0.01), site="children-1")
+    charge(folder, two[0].id, noise(0.1), site="children-2")
+    charge(folder, two[1].id, noise(0.2), site="children-1")
+    charge(folder, three[0].id, noise(0.4), site="children-3")
+    charge(folder, three[1].id, noise(0.3), site="children-1")
+    other = replace(noise(0.7), relation=ADD_OR_REMOVE_ONE)
+    charge(folder, three[1].id, other, site="children-2")
+    cells = {cell.id: cell for cell in plan.cells()}
+    added, replaced = prices(folder, cells, 2, 1e-5)
+    # Held back in fold 0 of the cut in two, and in fold 1 of the cut in three.
+    assert replaced.epsilon == pytest.approx(compose([noise(0.2), noise(0.4)], 1e-5).epsilon)
+    assert (replaced.relation, replaced.noised) == (REPLACE_ONE, 4)
+    assert (added.relation, added.noised) == (ADD_OR_REMOVE_ONE, 1)
+    # Of whole runs nothing is held back.
+    (_, whole) = prices(folder, cells, 0, 1e-5)
+    every = [noise(rho) for rho in (0.1, 0.2, 0.3, 0.4)]
+    assert whole.epsilon == pytest.approx(compose(every, 1e-5).epsilon)
+
+
+def noise(rho: float) -> Event:
+    return Event("m", REPLACE_ONE, rho, max(rho, 0.5), 0, 0, 0)
+
+
+def charge(folder: StudyFolder, cell: str, event: Event, site: str = "children-1") -> None:
+    path = folder.ledgers / cell / site
     path.mkdir(parents=True)
-    with Ledger(path / "ledger.db", "s", "p", budget_epsilon=None, delta=1e-5) as ledger:
+    common = {"relation": event.relation, "budget_epsilon": None, "delta": 1e-5}
+    with Ledger(path / "ledger.db", site, "p", **common) as ledger:
         ledger.charge(ReleaseKey(cell, 0), event)
 
 
