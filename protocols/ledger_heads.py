@@ -9,7 +9,7 @@ forked by any one kept copy. A head says nothing about patients: it is a count a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -165,14 +165,23 @@ def check_heads(
     chain = ledger.chained()
     count = 0
     for copy in kept:
-        head = copy.head
         verify_kept(copy, {ledger.site: site_key}, keepers)
-        if head.seq > len(chain):
-            raise _rolled_back(ledger.site, head, len(chain), copy.keeper)
-        if head.hash != (chain[head.seq - 1] if head.seq else ledger.genesis):
-            raise _forked(head, copy.keeper)
+        _compare(ledger, chain, copy.head, copy.keeper)
         count += 1
     return count
+
+
+def check_own_head(ledger: Ledger, head: Head, site_key: bytes, keeper: str) -> None:
+    """Compare a site's ledger with a head of its own that `keeper` gives back; as `check_heads`."""
+    _verify_site(head, {ledger.site: site_key})
+    _compare(ledger, ledger.chained(), head, keeper)
+
+
+def _compare(ledger: Ledger, chain: Sequence[str], head: Head, keeper: str) -> None:
+    if head.seq > len(chain):
+        raise _rolled_back(ledger.site, head, len(chain), keeper)
+    if head.hash != (chain[head.seq - 1] if head.seq else ledger.genesis):
+        raise _forked(head, keeper)
 
 
 def verify_kept(kept: KeptHead, sites: Mapping[str, bytes], keepers: Mapping[str, bytes]) -> None:

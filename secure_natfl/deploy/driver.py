@@ -8,7 +8,7 @@ out. What arrives is verified before it enters the transcript.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,37 +41,46 @@ Letters = dict[str, tuple[bytes, ...]]
 
 @dataclass(frozen=True)
 class Played:
-    """A round's signed sums, group → opening; what each client said of its ledger; who was left."""
+    """A round's signed sums, group → opening; who was left out."""
 
     openings: Mapping[str, bytes]
-    charges: Mapping[str, bytes]
     absent: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Plays attempts of rounds; `transcript` has all that the server sent and received."""
+    """Plays attempts of rounds; `transcript` has all that the server sent and received.
+
+    charged: takes what a client says of its ledger, before anything else of its answer counts;
+    ProtocolError for what cannot be.
+    """
 
     server: Server
     transcript: Transcript
     post: Post
+    charged: Callable[[str, bytes], None]
 
-    def play(self, plan: RoundPlan, copies: Mapping[str, bytes]) -> Played:
-        """One attempt. copies: client → what others kept of its ledger's heads.
+    def play(
+        self, plan: RoundPlan, copies: Mapping[str, bytes], heads: Mapping[str, bytes]
+    ) -> Played:
+        """One attempt. Of a client's ledger, copies: what others kept; heads: what it last said.
 
         ProtocolError where too few took part for a sum to be opened; a new attempt may be made.
         """
         absent = Absent()
         openings = dict(self.finished(plan.round, absent))
         if all(group.name in openings for group in plan.groups):
-            return Played(openings, {}, absent)
+            return Played(openings, absent)
         blob, enrolment = seal(plan, self.server.key), self.server.enrolment
         self._record(blob, SERVER, (*plan.participants, *enrolment.holder_order))
         hosts = dict.fromkeys((*plan.participants, *map(self._host, enrolment.holder_order)))
         accepted = self.post.ask(
             "plan",
             _place(plan),
-            {p: [blob, *([copies.get(p, b"")] if p in enrolment.clients else [])] for p in hosts},
+            {
+                p: [blob, *([copies.get(p, b""), heads.get(p, b"")] * (p in enrolment.clients))]
+                for p in hosts
+            },
             absent,
         )
         keys = self._keys(plan, identity(blob), accepted, absent)
@@ -86,17 +95,16 @@ class Rounds:
         answers = self.post.ask(
             "contribute",
             _place(plan),
-            {name: [blob, stated, *keys.values()] for name in present},
+            {name: [blob, stated, heads.get(name, b""), *keys.values()] for name in present},
             absent,
         )
-        charges = {name: parts[0] for name, parts in answers.items() if parts}
         uploads = self._uploads(plan, identity(blob), shut, answers, list(keys), absent)
         requests = [
             self.server.request(plan, identity(blob), group, uploads.get(group.name, {}))
             for group in shut
         ]
         openings |= self._opened(plan, requests, absent)
-        return Played(openings, charges, absent)
+        return Played(openings, absent)
 
     def finished(self, round_number: int, absent: Absent) -> Iterator[tuple[str, bytes]]:
         """The round's sums that are open already, or whose holders still answer what was asked."""
@@ -143,8 +151,9 @@ class Rounds:
         """Group → client → its upload's identity; uploads and key shares are in the transcript."""
         found: dict[str, dict[str, str]] = {group.name: {} for group in shut}
         each = 1 + len(holders)
-        for name, (_, *messages) in ((n, parts) for n, parts in answers.items() if parts):
+        for name, (charges, *messages) in ((n, parts) for n, parts in answers.items() if parts):
             with absent.noted(name, ProtocolError):
+                self.charged(name, charges)
                 own = [group for group in shut if name in group.participants]
                 _exactly(messages, each * len(own), name)
                 for i, group in enumerate(own):

@@ -94,22 +94,30 @@ class Minutes:
         self._append(SERVER, RoundPlanned(round=round_number, proxies=proxies, groups=said))
 
     def charged(self, site: str, charges: Iterable[Charged]) -> None:
-        """What a site says of its ledger, each round once; ProtocolError where it did not sign."""
+        """What a site says of its ledger, each round once; all of it, or nothing of it.
+
+        ProtocolError where it did not sign, or charged a round that was not planned.
+        """
+        said = list(charges)
+        planned = {body.round for body in self.bodies if isinstance(body, RoundPlanned)}
+        for one in said:
+            head = _head(site, one)
+            verify(self._enrolment.verify_key(site), head.said(), bytes.fromhex(one.signature))
+            if one.round not in planned:
+                raise ProtocolError(f"round {one.round} was charged and not planned", where=site)
         known = {
             (record.actor, record.body.round)
             for record in self._log.records
             if isinstance(record.body, Charged)
         }
-        for one in charges:
-            head = _head(site, one)
-            verify(self._enrolment.verify_key(site), head.said(), bytes.fromhex(one.signature))
+        for one in said:
             if (site, one.round) not in known:
                 self._append(site, one)
 
-    def heads(self) -> list[bytes]:
-        """Each site's latest signed ledger head, for the other sites to keep."""
+    def heads(self) -> dict[str, bytes]:
+        """Each site's latest signed ledger head: for the others to keep, and for its own check."""
         latest = {r.actor: r.body for r in self._log.records if isinstance(r.body, Charged)}
-        return [canonical(_head(site, body).model_dump()) for site, body in latest.items()]
+        return {site: canonical(_head(site, body).model_dump()) for site, body in latest.items()}
 
     def opened(
         self,

@@ -69,7 +69,7 @@ class Coordinator:
         self._transcript = Transcript(path / "transcript", durable=True)
         self.minutes = Minutes(path, self.enrolled, key)
         self.post = Post(enrolment, key, exchange, self.patience.deadlines)
-        self._rounds = Rounds(Server(key, enrolment), self._transcript, self.post)
+        self._rounds = Rounds(Server(key, enrolment), self._transcript, self.post, self._charged)
         self._learning = Learning(self.agreed, self.folder, self.stages)
         self._kept: dict[str, list[KeptHead]] = {}
 
@@ -198,16 +198,17 @@ class Coordinator:
         copies = {
             site: b"\n".join(_line(copy) for copy in kept) for site, kept in self._kept.items()
         }
-        return self._rounds.play(plan, copies)
+        return self._rounds.play(plan, copies, self.minutes.heads())
+
+    def _charged(self, site: str, blob: bytes) -> None:
+        """What a site says of its ledger, into the log; ProtocolError for what cannot be."""
+        agreed = self.agreed.terms.mechanisms[site].event()
+        self.minutes.charged(site, read_charges(blob, agreed))
 
     def _file(self, number: int, played: Played) -> None:
-        """Charges and sums into the log, before anything is learned from them."""
-        absent = Absent(played.absent)
-        for site, blob in played.charges.items():
-            with absent.noted(site, ProtocolError):
-                self.minutes.charged(site, read_charges(blob))
+        """Sums into the log, before anything is learned from them."""
         self.minutes.opened(number, _openings(played), played.absent, self._transcript)
-        self._say(absent)
+        self._say(played.absent)
 
     def _teach(self, number: int, *, needed: int) -> None:
         """Every site that has not co-signed this round gets sums, model and checkpoint.
@@ -221,7 +222,7 @@ class Coordinator:
         checkpoint, said, proofs = self.minutes.checkpoint(number)
         plan, openings = self._signed(number)
         central = (self.folder.step(f"round-{number:03d}") / "central.safetensors").read_bytes()
-        heads = b"\n".join(self.minutes.heads())
+        heads = b"\n".join(self.minutes.heads().values())
         left_out = Absent()
         answers = self.post.ask(
             "learn",
@@ -257,7 +258,7 @@ class Coordinator:
                     raise ProtocolError("an answer of another shape", where=name)
                 signed, figures, charged = parts
                 read_standing(figures)
-                self.minutes.charged(name, read_charges(charged))
+                self._charged(name, charged)
                 write(folder / f"{name}.json", figures)
                 self.minutes.cosigned(checkpoint, {name: signed})
 

@@ -15,7 +15,14 @@ from protocols.chain import SigningKey, canonical
 from protocols.checkpoints import Checkpoint, CheckpointBook
 from protocols.envelope import outline
 from protocols.errors import ProtocolError
-from protocols.ledger_heads import Head, HeadBook, KeptHead, check_heads, parse_kept
+from protocols.ledger_heads import (
+    Head,
+    HeadBook,
+    KeptHead,
+    check_heads,
+    check_own_head,
+    parse_kept,
+)
 from protocols.messages import Opened, Opening, RoundPlan
 from protocols.parties import Accepted, Client
 from protocols.policy import SERVER, holder_name
@@ -105,8 +112,9 @@ class SiteParty(Desk):
 
     def _plan(self, asked: Letter) -> Sequence[bytes]:
         """Accept a plan; the ledger must be the one that others saw. The key holder's answer."""
-        blob, copies = _parts(asked, 2)
+        blob, copies, latest = _parts(asked, 3)
         plan = self._accept(blob, asked).plan
+        self._demand_latest(latest)
         kept = [parse_kept(line) for line in copies.splitlines()]
         mine = [one for one in kept if one.head.site == self.name]
         check_heads(self._work.ledger, mine, self.key.public, self._keys)
@@ -116,8 +124,9 @@ class SiteParty(Desk):
     def _contribute(self, asked: Letter) -> Sequence[bytes]:
         """Charge, train, store, encrypt: the contribution to each group, and shares of its key."""
         self._demand_planned(asked)
-        blob, stated, *keys = _at_least(asked, 2)
+        blob, stated, latest, *keys = _at_least(asked, 3)
         accepted = self._accept(blob, asked)
+        self._demand_latest(latest)
         groups, holders = _stated(stated)
         if len(holders) != len(keys):
             raise ProtocolError("not one key per holder", where=self.name)
@@ -174,12 +183,22 @@ class SiteParty(Desk):
         if groups:
             raise ProtocolError("a sum is missing", where=", ".join(groups))
 
-    def _keep(self, line: bytes) -> None:
-        """Another site's signed ledger head."""
+    def _demand_latest(self, line: bytes) -> None:
+        """The ledger goes on from what this site last told the server of it, if anything."""
+        if line:
+            # Copies that others kept are handed out once in a session, and may be older.
+            check_own_head(self._work.ledger, self._head(line), self.key.public, SERVER)
+
+    def _head(self, line: bytes) -> Head:
+        """A ledger head in bytes that came from outside."""
         try:
-            head = Head.model_validate_json(line)
+            return Head.model_validate_json(line)
         except ValidationError as error:
             raise ProtocolError("this is no ledger head", where=self.name) from error
+
+    def _keep(self, line: bytes) -> None:
+        """Another site's signed ledger head."""
+        head = self._head(line)
         if head.site != self.name:
             self._heads.keep(head)
 

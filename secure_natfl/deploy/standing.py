@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from protocols.accounting import Event
 from protocols.audit_events import Charged
 from protocols.chain import SigningKey, canonical
-from protocols.errors import ProtocolError
+from protocols.errors import PrivacyError, ProtocolError
 from protocols.ledger import Ledger
 from protocols.ledger_heads import sign_head
 from secure_natfl.evaluation import predict, quick_auroc, scores, site_test
@@ -17,6 +18,7 @@ from secure_natfl.models import Network
 from secure_natfl.report.model import Record, Scores
 
 _MOST = 1 << 20
+_EVENT = TypeAdapter(Event)
 
 
 class Standing(Record):
@@ -86,9 +88,33 @@ def charges(ledger: Ledger, session: str, key: SigningKey) -> bytes:
     return b"\n".join(found)
 
 
-def read_charges(blob: bytes) -> Iterable[Charged]:
-    """The charges that a site sent; ProtocolError for anything else."""
+def read_charges(blob: bytes, agreed: Event) -> list[Charged]:
+    """The charges that a site sent, no round twice, each of what the terms cost it per round.
+
+    ProtocolError for anything else: what is logged is read again by every report and audit.
+    """
     try:
-        return [Charged.model_validate_json(line) for line in blob.splitlines()]
-    except ValidationError as error:
+        lines = blob.splitlines() if len(blob) <= _MOST else [b""]
+        found = [Charged.model_validate_json(line) for line in lines]
+        costs = [(one.cost, _EVENT.validate_json(one.cost)) for one in found]
+    except (ValidationError, PrivacyError) as error:
         raise ProtocolError("a site's charges cannot be read", where="ledger") from error
+    if len({one.round for one in found}) < len(found):
+        raise ProtocolError("a round is charged twice in one answer", where="ledger")
+    for text, event in costs:
+        if canonical(event.line()).decode() != text or not _same(event, agreed):
+            raise ProtocolError(
+                "a charge is not what the terms cost",
+                where="ledger",
+                why=f"{text} was said, {canonical(agreed.line()).decode()} was agreed on",
+                fix="compare the versions of site and server",
+            )
+    return found
+
+
+def _same(one: Event, other: Event) -> bool:
+    """Figures to nine digits: the last ones differ between machines."""
+    pairs = [(getattr(one, name), getattr(other, name)) for name in Event.__dataclass_fields__]
+    return all(
+        math.isclose(a, b, rel_tol=1e-9) if isinstance(a, float) else a == b for a, b in pairs
+    )

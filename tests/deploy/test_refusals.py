@@ -86,20 +86,20 @@ def _other_list(asking: Asking) -> tuple[str, bytes]:
 
 
 def _wrong_round(asking: Asking) -> tuple[str, bytes]:
-    return "plan", asking.ask("plan", (1, 1), NAME, [asking.sealed(0), b""])
+    return "plan", asking.ask("plan", (1, 1), NAME, [asking.sealed(0), b"", b""])
 
 
 def _wrong_attempt(asking: Asking) -> tuple[str, bytes]:
-    return "plan", asking.ask("plan", (0, 2), NAME, [asking.sealed(0), b""])
+    return "plan", asking.ask("plan", (0, 2), NAME, [asking.sealed(0), b"", b""])
 
 
 def _unplanned(asking: Asking) -> tuple[str, bytes]:
-    return "contribute", asking.ask("contribute", (0, 1), NAME, [asking.sealed(0), b"{}"])
+    return "contribute", asking.ask("contribute", (0, 1), NAME, [asking.sealed(0), b"{}", b""])
 
 
 def _lowered_floor(asking: Asking) -> tuple[str, bytes]:
     floors = asking.plan().floors.model_copy(update={"participants": 2})
-    return "plan", asking.ask("plan", (0, 1), NAME, [asking.sealed(0, floors=floors), b""])
+    return "plan", asking.ask("plan", (0, 1), NAME, [asking.sealed(0, floors=floors), b"", b""])
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_the_same_question_gets_the_same_bytes_and_another_one_none(site, asking
 
 
 def test_a_question_that_was_overtaken_is_refused(site, asking):
-    later = asking.ask("plan", (0, 2), NAME, [asking.sealed(0, attempt=2), b""])
+    later = asking.ask("plan", (0, 2), NAME, [asking.sealed(0, attempt=2), b"", b""])
     assert not asking.refused(site.handle("plan", later), later, NAME)
-    earlier = asking.ask("plan", (0, 1), NAME, [asking.sealed(0, attempt=1), b""])
+    earlier = asking.ask("plan", (0, 1), NAME, [asking.sealed(0, attempt=1), b"", b""])
     assert asking.refused(site.handle("plan", earlier), earlier, NAME)
 
 

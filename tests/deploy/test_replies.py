@@ -1,5 +1,6 @@
 """What a site answers and the server does not believe: the site is left out, nothing is kept."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from protocols.chain import SigningKey, digest
+from protocols.audit_events import Charged
+from protocols.chain import SigningKey, canonical, digest
 from protocols.errors import ProtocolError
 from protocols.messages import Contribution, KeyShare
 from protocols.secagg.topology import Absent as LeftOut
@@ -147,6 +149,38 @@ CONTENTS: dict[str, Callable[[list[bytes], list[bytes], list[bytes]], list[bytes
 }
 
 
+def _charge(blob: bytes, **changes: object) -> bytes:
+    return canonical(json.loads(blob) | changes)
+
+
+def _costing(blob: bytes, **changes: object) -> bytes:
+    event = json.loads(json.loads(blob)["cost"])
+    return _charge(blob, cost=canonical(event | changes).decode())
+
+
+CHARGES: dict[str, Callable[[bytes], bytes]] = {
+    "a cost that is no JSON": lambda own: _charge(own, cost="{x}"),
+    "a cost that nests": lambda own: _charge(own, cost='{"a":' + "[" * 900 + "}"),
+    "a figure beyond all numbers": lambda own: _charge(
+        own, cost=json.loads(own)["cost"].replace('"rho":0', '"rho":' + "9" * 500)
+    ),
+    "a cost of another mechanism": lambda own: _costing(own, mechanism="none"),
+    "a mechanism that is no name": lambda own: _costing(own, mechanism=["dp-sgd"]),
+    "a cost with more than an event": lambda own: _costing(own, note="x"),
+    "a smaller cost": lambda own: _costing(own, noise_multiplier=1e6),
+    "more steps than anybody composes": lambda own: _costing(own, steps=10**15),
+    "a round outside the session": lambda own: _charge(own, round=7),
+    "a later round behind a true one": lambda own: own + b"\n" + _charge(own, round=1),
+    "a round twice": lambda own: own + b"\n" + own,
+    "more than anybody reads": lambda own: own + b"\n" * (1 << 20),
+    "no signature of its own": lambda own: _charge(own, signature="0" * 128),
+}
+
+
+def _untrue(change: Callable[[bytes], bytes]) -> Callable[..., list[bytes]]:
+    return lambda own, other, old: [change(own[0]), *own[1:]]
+
+
 def test_a_letter_that_holds_and_says_what_is_wrong_leaves_its_site_out(federation) -> None:
     """Signed by the site itself; nothing of it is recorded, added or asked to be opened."""
     server, exchange = federation
@@ -166,7 +200,9 @@ def test_a_letter_that_holds_and_says_what_is_wrong_leaves_its_site_out(federati
         return lie
 
     # One honest attempt that nobody hears of, so that there is one to repeat.
-    for number, wrong in enumerate((lambda own, other, old: [], *CONTENTS.values()), 1):
+    untrue = [_untrue(change) for change in CHARGES.values()]
+    wrongs = (lambda own, other, old: [], *untrue, *CONTENTS.values())
+    for number, wrong in enumerate(wrongs, 1):
         exchange.lie = telling(wrong)
         with pytest.raises(ProtocolError, match="too few"):
             server._attempt(0)
@@ -174,6 +210,9 @@ def test_a_letter_that_holds_and_says_what_is_wrong_leaves_its_site_out(federati
         said = [e for e in server.transcript.entries if e.kind in kinds and e.attempt == number]
         assert NAME not in {entry.sender for entry in said}
         assert {entry.sender for entry in said} == set(OTHERS)
+        if number <= 1 + len(untrue):
+            charged = [a for a, body in server.minutes.records if isinstance(body, Charged)]
+            assert sorted(charged) == sorted(OTHERS)
     exchange.lie = None
     played = server._attempt(0)
     assert len(played.openings) == 1
