@@ -32,13 +32,33 @@ def newcomers_of(job: Job, federation: Federation) -> Federation | None:
     config = job.cell.config
     data = config.data.model_copy(update={"hospitals": list(job.cell.newcomers)})
     found, _ = start_of(config.model_copy(update={"data": data}), job.folder)
-    if found.task.classes != federation.task.classes:
-        raise DataError(
-            f"the hospitals left out tell apart {', '.join(found.task.classes)}",
-            why=f"those that take part tell apart {', '.join(federation.task.classes)}",
-            fix="leave out hospitals of the same classes",
-        )
+    check_late(found, federation)
     return found
+
+
+def check_late(late: Federation, federation: Federation) -> None:
+    """DataError where hospitals that take no part have other classes, or patients of the rest."""
+    if late.task.classes != federation.task.classes:
+        raise DataError(
+            f"the hospitals left out tell apart {', '.join(late.task.classes)}",
+            why=f"those that take part tell apart {', '.join(federation.task.classes)}",
+            fix="leave out hospitals of the same classes, in the same order",
+        )
+    inside = _patients(federation)
+    for site, patients in _patients(late).items():
+        for other, known in inside.items():
+            if patients & known:
+                raise DataError(
+                    f"{len(patients & known)} patient(s) are also at {other}, which takes part",
+                    where=site,
+                    why="a model that was trained on them would be asked about them as a newcomer",
+                    fix="leave out a hospital of other patients; where the same id means two "
+                    "people, prefix the hospital's name",
+                )
+
+
+def _patients(federation: Federation) -> dict[str, set[str]]:
+    return {s.name: {*s.train_patients, *s.test_patients} for s in federation.sites}
 
 
 def newcomer_tests(late: Federation | None) -> dict[str, TestPart]:

@@ -205,6 +205,71 @@ def test_group_under_its_floor(pack):
     assert "3" in str(caught.value)
 
 
+@pytest.fixture
+def with_newcomer(tmp_path):
+    """A plan of one hospital of sixty patients, and of a newcomer with these labels."""
+
+    def made(labels, patients: int = 100, names=("normal", "pneumonia"), **more: str):
+        rng, numbers = np.random.default_rng(0), np.arange(len(labels))
+        for name, given, classes, cluster in (
+            ("in", [0, 1] * 30, ("normal", "pneumonia"), np.arange(60)),
+            ("late", labels, names, 1000 + numbers % patients),
+        ):
+            images = rng.integers(0, 256, (len(given), 32, 32), dtype=np.uint8)
+            pack = {"images": images, "labels": np.asarray(given), "cluster": cluster}
+            np.savez(tmp_path / f"{name}.npz", class_names=np.array(classes), **pack)
+        late = {"kind": "npz", "path": "late.npz", "architectures": ["test_resnet"]} | more
+        inside = {"name": "a", "sites": 3, "unit": "patient"} | late | {"path": "in.npz"}
+        arm = {"study.left_out": ["b"], "study.models": ["central", "fitted"]}
+        return plan_of(
+            StudyFile(
+                name="late",
+                base="smoke",
+                folds=3,
+                set={
+                    "data.root": str(tmp_path),
+                    "data.size": 32,
+                    "data.hospitals": [inside, {"name": "b", "unit": "patient"} | late],
+                    "proxies.images": 40,
+                    "proxies.per_round": 20,
+                },
+                arms={"system": arm},
+            )
+        )
+
+    return made
+
+
+def test_a_newcomer_that_can_be_asked_passes(with_newcomer):
+    assert check_plan(with_newcomer([0, 1] * 30))
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "said"),
+    [
+        ([0, 1] * 30, {"path": "nowhere.npz"}, "nowhere.npz"),
+        ([0] * 40 + [1, 1], {}, "fold . has one class"),
+        ([0, 1] * 30, {"patients": 2}, "cannot fill 3 folds"),
+        ([0, 1] * 30, {"names": ("normal", "covid")}, "left out tell apart normal, covid"),
+        ([0] * 57 + [1] * 3, {}, "no 20 images of whole patients"),
+        ([0, 1] * 30, {"path": "in.npz"}, "b has the images of a, which takes part"),
+    ],
+)
+def test_a_newcomer_is_checked_before_anything_runs(with_newcomer, labels, more, said):
+    with pytest.raises(NatflError, match=said) as caught:
+        check_plan(with_newcomer(labels, **more))
+    assert "system" in str(caught.value)
+
+
+def test_a_newcomer_whose_patients_take_part_is_refused(with_newcomer, tmp_path):
+    """The same people in another folder."""
+    plan = with_newcomer([0, 1] * 30, path="copy/in.npz")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "in.npz").write_bytes((tmp_path / "in.npz").read_bytes())
+    with pytest.raises(DataError, match=r"patient\(s\) are also at a-1"):
+        check_plan(plan)
+
+
 def test_a_study_never_charges_somebody_elses_ledgers(tmp_path, study):
     (tmp_path / "sites" / "nih").mkdir(parents=True)
     (tmp_path / "sites" / "nih" / "ledger.db").write_bytes(b"theirs")
