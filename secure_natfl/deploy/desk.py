@@ -22,7 +22,7 @@ from secure_natfl.site_state import secret
 
 REFUSALS: Final = "refusals.jsonl"
 VETO: Final = "veto"
-"""A file of this name in a party's folder stops it: every question is refused until it is gone."""
+"""A file of this name in a party's folder stops it: nothing is answered until it is gone."""
 
 Answering = Callable[[Letter], Sequence[bytes]]
 
@@ -68,6 +68,8 @@ class Desk(ABC):
             if answering is None:
                 raise ProtocolError("this party has no such phase", where=phase)
             found = answer(asked, answering(asked), self.key)
+            # Training takes long: a veto that came meanwhile holds the answer back.
+            self._demand_no_veto()
         except RunFolderError:
             raise
         except NatflError as error:

@@ -271,6 +271,23 @@ def test_a_veto_stops_a_site_at_the_next_message_and_its_removal_lets_it_go_on(s
     assert not asking.refused(site.handle("meet", asked), asked, NAME)
 
 
+def test_a_veto_holds_back_the_answer_in_progress(site, asking, monkeypatch):
+    answering, veto = site._holder.answer, site.folder / VETO
+
+    def slowly(blob: bytes) -> list[bytes]:
+        found = answering(blob)
+        veto.touch()
+        return found
+
+    asked = asking.ask("plan", (0, 1), NAME, [asking.sealed(0), b"", b""])
+    with monkeypatch.context() as patch:
+        patch.setattr(site._holder, "answer", slowly)
+        assert asking.refused(site.handle("plan", asked), asked, NAME)
+    assert "a veto" in _log(site)[-1]["what"]
+    veto.unlink()
+    assert not asking.refused(site.handle("plan", asked), asked, NAME)
+
+
 def test_one_process_works_in_a_folder(site):
     claim = (
         "import sys, pathlib; from protocols.durable import Claim; Claim(pathlib.Path(sys.argv[1]))"
