@@ -133,7 +133,11 @@ def _steps(
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=schedule.rate, weight_decay=schedule.decay
     )
-    cycle = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _cycle(step / steps))
+    # A warm-up of a fifth has no step of its own where there are fewer than five.
+    shift = 0.5 if steps * _WARM < 1 else 0.0
+    cycle = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: _cycle((step + shift) / steps)
+    )
     network.train()
     last: list[float] = []
     for step, rows in enumerate(_batches(examples, schedule, steps_per_epoch, generator)):

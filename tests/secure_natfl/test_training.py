@@ -173,6 +173,42 @@ def test_an_epoch_sees_every_row_once_and_the_last_epochs_loss_is_returned():
     assert len(seen) == 9
 
 
+def rates(steps):
+    """Share of the peak rate at every step of a fit of so many."""
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    found = []
+
+    class Heard(torch.optim.AdamW):
+        def step(self, closure=None):
+            found.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Heard)
+        holder = nn.ParameterList([parameter])
+        fit(holder, lambda _: parameter.square(), 1, Schedule(steps, 1, 1.0), SEEDS.torch("rates"))
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_short_fit_trains_at_half_its_rate_or_more_on_the_whole(steps):
+    """As a longer one does; no step is spent at the cold start of the cycle."""
+    found = rates(steps)
+    assert found[0] > 0.5
+    assert np.mean(found) >= 0.5
+
+
+@pytest.mark.parametrize("steps", [5, 17])
+def test_a_longer_fit_warms_up_over_a_fifth_and_cools_down(steps):
+    expected = [
+        max(0.05, 5 * step / steps)
+        if step < steps / 5
+        else (1 + math.cos(math.pi * (step / steps - 0.2) / 0.8)) / 2
+        for step in range(steps)
+    ]
+    assert rates(steps) == pytest.approx(expected)
+
+
 def test_fewer_examples_than_a_batch_are_one_batch():
     parameter, seen = nn.Linear(1, 1), []
 
