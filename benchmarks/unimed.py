@@ -268,14 +268,14 @@ def main() -> None:
         parts = {"tuning": lambda s=study: tuning(s)} if options.tune else arms(study)
         for arm in options.arms or parts:
             if (seed, arm) not in finished(options.out, len(study.federation.sites)):
-                append(options.out, parts[arm]())
+                append(options.out, parts[arm])
 
 
-def append(file: Path, scores: Iterator[Score]) -> None:
-    """One line per score, with the processor's seconds since the arm began."""
+def append(file: Path, arm: Callable[[], Iterator[Score]]) -> None:
+    """One line per score, with the processor's seconds since the arm began, its stages included."""
     started = time.process_time()
     with file.open("a") as out:
-        for score in scores:
+        for score in arm():
             line = score | {"cpu": round(time.process_time() - started, 1)}
             out.write(json.dumps(line) + "\n")
             out.flush()
