@@ -1,9 +1,10 @@
 """Which setting to take: a rule that is fixed here, before any study is looked at.
 
-The worst hospital decides. Taken is the smallest ε whose central model is, at its worst hospital,
-no more than `MARGIN` below the best setting of all, by a one-sided paired 95 % bound; where none
-is, the noised setting with the best worst hospital. Choosing on the images that the figures come
-from makes the chosen figure look a little better than it is.
+The worst hospital decides. Among settings whose ε is of the same (`guarantee`) that one is taken
+with the smallest ε whose central model is, at its worst hospital, no more than `MARGIN` below the
+best setting of all, by a one-sided paired 95 % bound; where none is, the one with the best worst
+hospital. Choosing on the images that the figures come from makes the chosen figure look a little
+better than it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from secure_natfl.report.formats import signed
 from secure_natfl.study.analysis import Analysis
 from secure_natfl.study.grid import Setting
+from secure_natfl.study.guarantee import Guarantee, by_guarantee
 from secure_natfl.study.predictions import Floats
 from secure_natfl.study.scores import difference
 
@@ -41,11 +43,25 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class Advice:
-    """What to take (None where nothing can be said), and why, one sentence each."""
+class Choice:
+    """What to take of the settings whose ε is of the same, and why, one sentence each."""
 
-    chosen: Worst | None
-    reasons: tuple[str, ...]
+    given: Guarantee
+    chosen: Worst
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A choice for every guarantee (none where nothing can be said), and what holds of all."""
+
+    choices: tuple[Choice, ...]
+    general: tuple[str, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Everything, one sentence each."""
+        return (*self.general, *(reason for choice in self.choices for reason in choice.why))
 
 
 def worst_of(analysis: Analysis) -> list[Worst]:
@@ -74,23 +90,32 @@ def worst_of(analysis: Analysis) -> list[Worst]:
 def advise(analysis: Analysis, worst: Sequence[Worst]) -> Advice:
     """The rule of this module on what is finished."""
     if not worst:
-        return Advice(None, ("No setting has all its folds yet.",))
+        return Advice((), ("No setting has all its folds yet.",))
     best = max(worst, key=lambda one: one.auroc)
     planned = len(analysis.plan.settings)
-    reasons = [
+    general = (
         f"{len(analysis.settings)} of {planned} settings have a seed with all its folds.",
         f"The best worst hospital of all settings is {best.hospital} with {best.auroc:.3f}, "
         f"under {best.setting.label}.",
-    ]
-    noised = [one for one in worst if one.setting.epsilon < math.inf]
-    if not noised:
-        return Advice(None, (*reasons, "No setting has noise: nothing protects a patient."))
+    )
+    of = {one.setting: one for one in worst}
+    alike = by_guarantee(of)
+    if not alike:
+        return Advice((), (*general, "No setting has noise: nothing protects a patient."))
+    choices = (
+        _choice(analysis, given, [of[setting] for setting in settings], best)
+        for given, settings in alike.items()
+    )
+    return Advice(tuple(choices), general)
+
+
+def _choice(analysis: Analysis, given: Guarantee, noised: Sequence[Worst], best: Worst) -> Choice:
     near = [one for one in noised if _loss(one, best) <= MARGIN]
     if near:
         chosen = min(near, key=lambda one: (one.setting.epsilon, -one.auroc))
-        reasons.append(
-            f"{chosen.setting.label} has the smallest ε that loses at most {MARGIN} against it: "
-            f"{chosen.auroc:.3f} at {chosen.hospital}, "
+        says = (
+            f"{chosen.setting.label} has the smallest ε that loses at most {MARGIN} against "
+            f"{best.setting.label}: {chosen.auroc:.3f} at {chosen.hospital}, "
             + (
                 "the best itself."
                 if chosen is best
@@ -99,12 +124,14 @@ def advise(analysis: Analysis, worst: Sequence[Worst]) -> Advice:
         )
     else:
         chosen = max(noised, key=lambda one: one.auroc)
-        reasons.append(
-            f"No finite ε of this study is shown to lose at most {MARGIN} against it. The best of "
-            f"them is {chosen.setting.label}: {chosen.auroc:.3f} at {chosen.hospital}, a loss of "
-            f"up to {_loss(chosen, best):.3f} (one-sided 95 %)."
+        says = (
+            f"No finite ε of this kind is shown to lose at most {MARGIN} against "
+            f"{best.setting.label}. The best of them is {chosen.setting.label}: "
+            f"{chosen.auroc:.3f} at {chosen.hospital}, a loss of up to "
+            f"{_loss(chosen, best):.3f} (one-sided 95 %)."
         )
-    return Advice(chosen, (*reasons, *_against_local(analysis, chosen)))
+    meant = f"ε of {chosen.setting.arm} is of {given.words}."
+    return Choice(given, chosen, (meant, says, *_against_local(analysis, chosen)))
 
 
 def _loss(one: Worst, best: Worst) -> float:

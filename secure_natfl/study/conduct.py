@@ -25,6 +25,7 @@ from secure_natfl.study.estimate import Estimate
 from secure_natfl.study.file import StudyFile, seconds_of
 from secure_natfl.study.folder import Record, StudyFolder
 from secure_natfl.study.grid import Cell, Plan, Setting, plan_of
+from secure_natfl.study.guarantee import units_of
 from secure_natfl.study.page import Ended, Findings, attack_figures, study_html
 from secure_natfl.study.preflight import check_plan, simulated
 from secure_natfl.study.price import prices
@@ -75,7 +76,7 @@ def conduct(study: StudyFile, wish: Wish, console: Console) -> Path | None:
         played = _play(plan, folder, estimate, _budget(study, wish), console)
         page = folder.path / "study.html"
         with console.status("Scoring"):
-            ended = _ended(plan, folder, played, wish.command)
+            ended = _ended(plan, folder, federations, played, wish.command)
             if checked is not None:
                 whole = found_of(plan, folder, checked, ended)
                 keep(folder.path, whole)
@@ -194,7 +195,13 @@ def _findings(plan: Plan, folder: StudyFolder, subgroups: Subgroups, ended: Ende
     )
 
 
-def _ended(plan: Plan, folder: StudyFolder, played: Played, command: str) -> Ended:
+def _ended(
+    plan: Plan,
+    folder: StudyFolder,
+    federations: Mapping[str, Federation],
+    played: Played,
+    command: str,
+) -> Ended:
     cells, labels = {cell.id: cell for cell in plan.cells()}, plan.labels()
     records = {id_: folder.record(cell) for id_, cell in cells.items() if folder.done(cell)}
     deltas = [float(getattr(s.config.privacy, "delta", 1e-5)) for s in plan.settings]
@@ -208,7 +215,11 @@ def _ended(plan: Plan, folder: StudyFolder, played: Played, command: str) -> End
     }
     return Ended(
         plan=plan,
-        costs=[_cost(s, plan, seeds, records) for s, seeds in finished.items() if seeds],
+        costs=[
+            _cost(s, plan, seeds, records, units_of(_federation(s, plan, federations).sites))
+            for s, seeds in finished.items()
+            if seeds
+        ],
         prices=prices(folder, cells, plan.study.folds, min(deltas)),
         cpu_seconds=sum(record["cpu_seconds"] for record in records.values()),
         cells=len(cells),
@@ -219,8 +230,17 @@ def _ended(plan: Plan, folder: StudyFolder, played: Played, command: str) -> End
     )
 
 
+def _federation(setting: Setting, plan: Plan, federations: Mapping[str, Federation]) -> Federation:
+    """That of the setting's first cell, which was checked before anything was played."""
+    return federations[plan.of(setting, setting.seeds[0])[0].id]
+
+
 def _cost(
-    setting: Setting, plan: Plan, seeds: Sequence[int], records: Mapping[str, Record]
+    setting: Setting,
+    plan: Plan,
+    seeds: Sequence[int],
+    records: Mapping[str, Record],
+    units: str,
 ) -> Cost:
     """Means over the federation's cells; over all where a study has none of these."""
     cells = [cell for seed in seeds for cell in plan.of(setting, seed)]
@@ -240,6 +260,7 @@ def _cost(
         mean("download_bytes"),
         max(float(record.get("epsilon", "inf")) for record in found),
         max(float(record.get("epsilon_isolated", "inf")) for record in found),
+        units,
     )
 
 

@@ -14,6 +14,7 @@ from secure_natfl.report.figures import ARM_COLOURS, WIDTH, Panel, Plate, axis_s
 from secure_natfl.study.advice import Worst
 from secure_natfl.study.analysis import Score
 from secure_natfl.study.grid import EPSILON, Setting, named
+from secure_natfl.study.guarantee import Guarantee, guarantee_of
 
 _PALETTE = ("central", "personalised", "mean", "noise", "local", "pooled")
 _MARKS = "osD^vXP*"
@@ -24,13 +25,15 @@ Spot = tuple[str, float, float]
 """Label, price, AUROC."""
 
 
-def over_epsilon(scores: Sequence[Score], model: str) -> Plate | None:
-    """AUROC of `model` over ε, one panel per hospital and one line per arm.
+def over_epsilon(key: str, scores: Sequence[Score], model: str, given: Guarantee) -> Plate | None:
+    """AUROC of `model` over an ε that is of `given`, one panel per hospital, one line per arm.
 
     The ∞ points stand at the right end as lines of their own colour; local-only and pooled models
     and the majority class are level lines. None where no arm has two values of ε.
     """
-    chosen = [s for s in scores if s.seed is None and not s.site and s.auroc is not None]
+    known = [s for s in scores if s.seed is None and not s.site and s.auroc is not None]
+    alike = {line_of(s.setting) for s in known if guarantee_of(s.setting.config) == given}
+    chosen = [s for s in known if line_of(s.setting) in alike]
     mine = [s for s in chosen if s.model == model and math.isfinite(s.setting.epsilon)]
     hospitals = list(dict.fromkeys(s.hospital for s in mine))
     values = {(line_of(s.setting), s.setting.epsilon) for s in mine}
@@ -39,18 +42,18 @@ def over_epsilon(scores: Sequence[Score], model: str) -> Plate | None:
     lines = list(dict.fromkeys(line_of(s.setting) for s in mine))
     lowest = axis_start(s.auroc.low for s in chosen if s.auroc is not None)
     panels = [
-        Panel(h, _panel(f"{model}{i}", h, [s for s in chosen if s.hospital == h], model, lowest))
+        Panel(h, _panel(f"{key}{i}", h, [s for s in chosen if s.hospital == h], model, lowest))
         for i, h in enumerate(hospitals)
     ]
     styled = {"local_only": ("local", "dashed"), "pooled": ("pooled", "dotted")}
     present = [m for m in styled if any(s.model == m for s in chosen)]
     return Plate(
-        f"epsilon-{model}",
-        f"AUROC of the {_CALLED[model]} over the ε that the noise is calibrated "
-        "for, with 95 % bootstrap intervals over patients, mean over seeds. The level line in an "
-        "arm's own colour is that arm without noise (ε = ∞); the thin dashed grey line is a "
-        "model that always answers the majority class (0.5). A level line of local or pooled "
-        "training is of the first setting.",
+        key,
+        f"AUROC of the {_CALLED[model]} over the ε that the noise is calibrated for "
+        f"({given.words}). {_units(mine)}95 % bootstrap intervals over patients, mean over seeds. "
+        "The level line in an arm's own colour is that arm without noise (ε = ∞); the thin dashed "
+        "grey line is a model that always answers the majority class (0.5). A level line of local "
+        "or pooled training is of the first of these settings.",
         tuple(panels),
         ("Hospital", "Line", "ε", "AUROC", "Interval", "Seeds"),
         tuple(
@@ -69,7 +72,9 @@ def over_epsilon(scores: Sequence[Score], model: str) -> Plate | None:
     )
 
 
-def pareto(key: str, label: str, spell: Callable[[float], str], spots: Sequence[Spot]) -> Plate:
+def pareto(
+    key: str, label: str, spell: Callable[[float], str], spots: Sequence[Spot], note: str = ""
+) -> Plate:
     """AUROC at the worst hospital against a price; what nothing beats in both stands out."""
     front = front_of(spots)
     with svg.style():
@@ -94,9 +99,9 @@ def pareto(key: str, label: str, spell: Callable[[float], str], spots: Sequence[
     return Plate(
         key,
         f"AUROC at the worst hospital against {label}. Blue: no other setting is at least as good "
-        "in both and better in one.",
+        f"in both and better in one.{note}",
         (Panel(f"Against {label}", drawing),),
-        ("Setting", label.capitalize(), "AUROC at the worst hospital", "On the front"),
+        ("Setting", label[0].upper() + label[1:], "AUROC at the worst hospital", "On the front"),
         tuple((n, spell(p), f"{v:.3f}", "yes" if n in front else "no") for n, p, v in spots),
     )
 
@@ -114,6 +119,14 @@ def spots_of(worst: Sequence[Worst], price: Callable[[Setting], float | None]) -
     """Every setting that has a price."""
     priced = [(one.setting.label, price(one.setting), one.auroc) for one in worst]
     return [(name, cost, value) for name, cost, value in priced if cost is not None]
+
+
+def _units(scores: Sequence[Score]) -> str:
+    """A caption's sentence on what a unit is where; "" where the guarantee is of whole clients."""
+    if any((given := guarantee_of(s.setting.config)) and given.unit for s in scores):
+        return ""
+    named = dict.fromkeys(f"{s.unit} at {s.hospital}" for s in scores)
+    return f"A unit is a patient or an image: {', '.join(named)}. "
 
 
 def line_of(setting: Setting) -> str:

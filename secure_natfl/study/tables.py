@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from secure_natfl.report import formats
 from secure_natfl.run_folder import write
 from secure_natfl.study.analysis import Gap, Score, Test
 from secure_natfl.study.grid import Plan, Setting
+from secure_natfl.study.guarantee import Guarantee, by_guarantee, guarantee_of
 from secure_natfl.study.preflight import simulated
 
 Row = dict[str, Any]
@@ -25,7 +26,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one cell of a setting costs on average; bytes per site, the busiest one, all rounds."""
+    """What one cell of a setting costs on average; bytes per site, the busiest one, all rounds.
+
+    units: what a unit of its sites is, as of `guarantee.units_of`.
+    """
 
     setting: Setting
     cells: int
@@ -36,6 +40,17 @@ class Cost:
     download_bytes: float
     epsilon: float
     epsilon_isolated: float
+    units: str
+
+    @property
+    def given(self) -> Guarantee | None:
+        """What the setting's ε is of; None without noise."""
+        return guarantee_of(self.setting.config)
+
+    @property
+    def protects(self) -> str:
+        """The unit that its ε protects; "" without noise."""
+        return protected_unit(self.setting, self.units)
 
 
 def write_tables(
@@ -98,6 +113,7 @@ def score_row(score: Score) -> Row:
         "high": found and round(found.high, 6),
         "n": score.n,
         "unit": score.unit,
+        "protected_unit": protected_unit(score.setting, score.unit),
         "private": False,
         "phantoms": simulated(score.setting.config),
     }
@@ -122,12 +138,37 @@ def latex(plan: Plan, scores: Sequence[Score]) -> str:
         f"% {plan.study.name}: {plan.study.folds}-fold out-of-fold AUROC, mean over seeds, "
         "95 % bootstrap over patients. Seeded: not private."
     )
-    return "\n".join([note, *lines, r"\hline", r"\end{tabular}", ""])
+    below = meant(dict.fromkeys(s.setting for s in overall), len(columns) + 1)
+    return "\n".join([note, *lines, r"\hline", *below, r"\end{tabular}", ""])
+
+
+def meant(settings: Iterable[Setting], columns: int) -> list[str]:
+    """Lines below a table: which arms' ε is of what."""
+    lines = []
+    for given, alike in by_guarantee(settings).items():
+        arms = ", ".join(dict.fromkeys(setting.arm for setting in alike))
+        text = tex(f"ε of {arms}: {given.words}")
+        lines.append(rf"\multicolumn{{{columns}}}{{p{{\linewidth}}}}{{\footnotesize {text}}} \\")
+    return lines
 
 
 def where_of(setting: Setting) -> Row:
-    """The columns that say which setting a row is of."""
-    return {"arm": setting.arm, **dict(setting.point), "epsilon": _spelled(setting.epsilon)}
+    """The columns that say which setting a row is of, and what its ε is of: "" without noise."""
+    given = guarantee_of(setting.config)
+    return {
+        "arm": setting.arm,
+        **dict(setting.point),
+        "epsilon": _spelled(setting.epsilon),
+        "relation": given.relation if given else "",
+        "delta": f"{given.delta:g}" if given else "",
+        "colluders": given.colluders if given else "",
+    }
+
+
+def protected_unit(setting: Setting, unit: str) -> str:
+    """Whom its ε protects, where the sites' own unit is `unit`; "" without noise."""
+    given = guarantee_of(setting.config)
+    return (given.unit or unit) if given else ""
 
 
 def _test_row(test: Test) -> Row:
@@ -164,6 +205,7 @@ def cost_row(cost: Cost) -> Row:
         "download_bytes": round(cost.download_bytes),
         "epsilon_worst_site": _spelled(cost.epsilon),
         "epsilon_everyone_else_colluding": _spelled(cost.epsilon_isolated),
+        "protected_unit": cost.protects,
     }
 
 
@@ -175,6 +217,11 @@ def tex(text: str) -> str:
     """Text with what LaTeX reads otherwise spelt out."""
     for sign in "&%$#_{}":
         text = text.replace(sign, f"\\{sign}")
-    for sign, written in (("ε", r"$\varepsilon$"), ("∞", r"$\infty$"), ("−", "$-$")):
+    for sign, written in (
+        ("ε", r"$\varepsilon$"),
+        ("δ", r"$\delta$"),
+        ("∞", r"$\infty$"),
+        ("−", "$-$"),
+    ):
         text = text.replace(sign, written)
     return text

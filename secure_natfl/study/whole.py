@@ -15,7 +15,14 @@ from secure_natfl.study.folder import StudyFolder
 from secure_natfl.study.grid import Plan
 from secure_natfl.study.page import Ended
 from secure_natfl.study.preflight import simulated
-from secure_natfl.study.tables import Row, cost_row, keep_tables, tex, where_of
+from secure_natfl.study.tables import (
+    Row,
+    cost_row,
+    keep_tables,
+    meant,
+    tex,
+    where_of,
+)
 from secure_natfl.study.whole_check import Checked
 from secure_natfl.study.whole_scores import MARGIN, Contrast, Figure, Runs
 
@@ -157,7 +164,8 @@ def _latex(found: WholeFindings) -> str:
         f"% {found.plan.study.name}: means over sites and seeds, 95 % t-intervals over seeds. "
         "Seeded: not private."
     )
-    return "\n".join([note, *lines, r"\hline", r"\end{tabular}", ""])
+    below = meant(dict.fromkeys(f.setting for f in overall), len(columns) + 1)
+    return "\n".join([note, *lines, r"\hline", *below, r"\end{tabular}", ""])
 
 
 def _spelt(one: Figure | None) -> str:

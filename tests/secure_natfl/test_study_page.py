@@ -1,5 +1,6 @@
 """From finished cells of known quality to tables, recommendation and page: nothing is trained."""
 
+import csv
 import math
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from protocols.errors import DataError
+from secure_natfl.report import formats
 from secure_natfl.study.advice import MARGIN, advise, worst_of
 from secure_natfl.study.analysis import Analysis
 from secure_natfl.study.conduct import Wish, conduct
@@ -18,12 +20,12 @@ from secure_natfl.study.page import attack_figures
 from secure_natfl.study.subgroups import Subgroups
 
 IMAGES = 160
-COSTS = {"kind": "", "seconds": 1.0, "cpu_seconds": 1.0, "upload_bytes": 1000}
+COSTS = {"kind": "", "seconds": 99.0, "cpu_seconds": 1.0, "upload_bytes": 1000}
 
 
 def arrays(cell, signal, model):
     """A fold of one hospital: as many images in each, half of them positive."""
-    rng = np.random.default_rng(cell.config.data.fold)
+    rng = np.random.default_rng([cell.config.data.fold, cell.config.run.seed])
     labels = np.arange(IMAGES) % 2
     score = signal * labels + rng.normal(size=IMAGES)
     p = 1 / (1 + np.exp(-score))
@@ -43,17 +45,19 @@ def arrays(cell, signal, model):
 def played(tmp_path):
     """The smoke study with cells whose signal is given by ε; `local` for local training."""
 
-    def made(signals, local=1.0):
-        study = read_study("smoke-study")
+    def made(signals, local=1.0, study=None):
+        study = study or read_study("smoke-study")
         plan = plan_of(study)
         folder = StudyFolder.open(tmp_path / "S", study, "", resume=False)
         for setting in plan.settings:
-            for cell in plan.of(setting, 0):
+            for cell in (c for seed in setting.seeds for c in plan.of(setting, seed)):
                 federated = cell.kind == "federation"
                 signal = signals[setting.epsilon] if federated else local
                 if signal is not None:
                     model = "central" if federated else "local_only"
                     costs = COSTS | ({"epsilon": setting.epsilon} if federated else {})
+                    costs |= {"upload_bytes": 2000} if setting.arm == "uniform" else {}
+                    costs |= {"cpu_seconds": 3.0} if setting.epsilon == 8 else {}
                     folder.finish(cell, arrays(cell, signal, model), costs)
         return study, folder, Analysis(folder, plan, Subgroups([]))
 
@@ -63,14 +67,16 @@ def played(tmp_path):
 def test_the_smallest_epsilon_that_loses_little_is_taken(played):
     _, _, analysis = played({2.0: 0.3, 8.0: 2.0, math.inf: 2.05})
     advice = advise(analysis, worst_of(analysis))
-    assert advice.chosen.setting.epsilon == 8
+    (choice,) = advice.choices
+    assert choice.chosen.setting.epsilon == 8
     assert any("the federation is better there" in reason for reason in advice.reasons)
 
 
 def test_where_every_epsilon_loses_much_it_says_so(played):
     _, _, analysis = played({2.0: 0.2, 8.0: 0.4, math.inf: 3.0}, local=3.0)
     advice = advise(analysis, worst_of(analysis))
-    assert advice.chosen.setting.epsilon == 8
+    (choice,) = advice.choices
+    assert choice.chosen.setting.epsilon == 8
     assert any(f"at most {MARGIN}" in r and "No finite ε" in r for r in advice.reasons)
     assert any("training alone is better there" in reason for reason in advice.reasons)
 
@@ -128,7 +134,7 @@ def test_a_setting_counts_once_all_its_folds_are_in(played):
     assert advice.reasons[0].startswith("4 of 6 settings")
 
 
-def test_the_page_shows_curve_front_and_attack_figures(played):
+def test_the_page_shows_curve_and_fronts_of_attacks_bytes_and_cpu_time(played):
     study, folder, analysis = played({2.0: 0.5, 8.0: 1.0, math.inf: 1.5})
     lines = ["arm,privacy.epsilon,advantage", "natural,2,0.01", "natural,8,0.03", "uniform,inf,0.4"]
     (folder.path / "attacks.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -136,11 +142,72 @@ def test_the_page_shows_curve_front_and_attack_figures(played):
     wish = Wish(folder.path, "natfl study smoke-study", resume=True)
     page = conduct(study, wish, Console(quiet=True)).read_text(encoding="utf-8")
     assert 'id="figure-epsilon-central"' in page
-    assert 'id="figure-front-advantage"' in page
-    assert 'id="figure-front-bytes"' not in page
+    for front in ("advantage", "bytes", "seconds"):
+        assert f'id="figure-front-{front}"' in page
+    # What a cell computed, and not how long a busy machine took for it.
+    spelt = re.findall(r"natural, ε\s=\s8</th>(?:<td.*?</td>){1}<td class=\"n\">(.*?)</td>", page)
+    assert spelt[0] == formats.duration(3.0)
+    assert formats.duration(99.0) not in page
     assert not re.search(r"#fa00\d\d|https?://(?!www\.w3\.org)", page)
     assert "<script" not in page
-    assert (folder.path / "table.tex").read_text().count(r"\varepsilon") == 6
+    table = (folder.path / "table.tex").read_text()
+    # Six settings, and what ε is of.
+    assert table.count(r"\varepsilon") == 7
+    assert r"one unit replaced, $\delta$ = 1e-5, against the server" in table
+
+
+@pytest.fixture
+def two_mechanisms():
+    """Heads trained under noise on two seeds, shard teachers on one."""
+    study = read_study("smoke-study")
+    common = {key: v for key, v in study.common.items() if not key.startswith("privacy.")}
+    heads = {"privacy.mechanism": "dp-sgd", "privacy.delta": 1e-6}
+    shards = {"privacy.mechanism": "shard-teachers", "study.seeds": [0]}
+    shards |= {"privacy.delta": 1e-5, "privacy.shards": 5}
+    return study.model_copy(
+        update={"common": common, "arms": {"heads": heads, "shards": shards}, "seeds": [0, 1]}
+        | {"grid": {"privacy.epsilon": [2.0, 8.0]}}
+    )
+
+
+def test_epsilon_of_one_relation_is_never_weighed_against_that_of_another(played, two_mechanisms):
+    study, folder, analysis = played({2.0: 1.9, 8.0: 2.0}, study=two_mechanisms)
+    advice = advise(analysis, worst_of(analysis))
+    heads, shards = advice.choices
+    assert [one.chosen.setting.arm for one in (heads, shards)] == ["heads", "shards"]
+    assert [one.chosen.setting.epsilon for one in (heads, shards)] == [2, 2]
+    assert "one unit added or removed, δ = 1e-6, against everybody but the site" in heads.why[0]
+    assert "one unit replaced, δ = 1e-5" in shards.why[0]
+    wish = Wish(folder.path, "natfl study two", resume=True)
+    page = conduct(study, wish, Console(quiet=True)).read_text(encoding="utf-8")
+    (one,) = re.findall(r'<figure id="figure-epsilon-central">.*?</figure>', page, re.DOTALL)
+    (two,) = re.findall(r'<figure id="figure-epsilon-central1">.*?</figure>', page, re.DOTALL)
+    assert "added or removed" in one
+    assert ">shards<" not in one
+    assert "one unit replaced" in two
+    assert ">heads<" not in two
+    # Local training is one and the same, but its means are over other seeds.
+    assert "Trained for heads<" in page
+    assert "Trained for shards<" in page
+
+
+def test_the_tables_say_what_epsilon_is_of(played, two_mechanisms):
+    grid = {"privacy.epsilon": [2.0, "inf"]}
+    signals = {2.0: 1.9, math.inf: 2.0}
+    study, folder, _ = played(signals, study=two_mechanisms.model_copy(update={"grid": grid}))
+    assert conduct(study, Wish(folder.path, "natfl study two", resume=True), Console(quiet=True))
+    said = {
+        ("heads", "2"): ("add_or_remove_one", "1e-06", "all", "patient"),
+        ("shards", "2"): ("replace_one", "1e-05", "1", "patient"),
+        ("heads", "inf"): ("", "", "", ""),
+        ("shards", "inf"): ("", "", "", ""),
+    }
+    columns = ("relation", "delta", "colluders", "protected_unit")
+    for name in ("costs.csv", "results.csv"):
+        with (folder.path / name).open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        found = {(r["arm"], r["epsilon"]): tuple(r[c] for c in columns) for r in rows}
+        assert found == said, name
 
 
 @pytest.mark.parametrize("line", ["nobody,8,0.1", "natural,8,1.5", "natural,8,", "natural,9,0.1"])
