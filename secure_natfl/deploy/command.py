@@ -163,7 +163,7 @@ def _take_part(folder: Path, server: str, port: int, *, insecure: bool) -> None:
     from secure_natfl.deploy import launch, processes
 
     folder = folder.resolve()
-    launch.check_insecure(server.rpartition(":")[0], insecure=insecure)
+    launch.check_insecure(launch.address(server)[0], insecure=insecure)
     alive = processes.running(folder)
     if "party" not in alive:
         launch.start_party(folder)

@@ -15,16 +15,25 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 
 from protocols.chain import SigningKey
 from protocols.errors import NatflError
-from protocols.policy import SERVER
+from protocols.policy import SERVER, holder_name
 from secure_natfl import __version__
 from secure_natfl.deploy.enrolled import Enrolled, read_enrolled
-from secure_natfl.deploy.kit import CA, TLS
+from secure_natfl.deploy.kit import CA, NODE_KEY, TLS, TLS_KEY
+from secure_natfl.deploy.launch import address
 from secure_natfl.deploy.site_file import SITE_FILE, read_site_file
 
-FLOWER_RANGE: Final = ((1, 41), (1, 43))
+FLOWER_RANGE: Final = ((1, 41), (1, 42))
 _LEAST_DISK: Final = 2 << 30
 _SOON: Final = datetime.timedelta(days=30)
 _SKEW: Final = 2.0
@@ -64,26 +73,56 @@ def _checked(what: str, act: Callable[[], str]) -> Check:
 
 
 def _keys(folder: Path) -> str:
+    """Every private key is its owner's alone, and the public half is the one that others have."""
     enrolled = read_enrolled(folder)
-    found = dict(_secrets(folder))
-    for name in found:
-        mode = stat.S_IMODE((folder / name).stat().st_mode)
-        if mode & 0o077:
-            raise ValueError(f"{name} may be read by others (mode {mode:o}): chmod 600")
-    own = SigningKey(found["signing.key"]).public.hex()
-    if own != _enrolled_key(enrolled, folder.name):
-        raise ValueError(f"the list has another signing key for {folder.name}")
-    return f"{len(found)} private keys, readable by their owner alone; the list has the public ones"
-
-
-def _secrets(folder: Path) -> Iterator[tuple[str, bytes]]:
     for file in sorted(folder.glob("*.key")):
-        yield file.name, file.read_bytes()
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if mode & 0o077:
+            raise ValueError(f"{file.name} may be read by others (mode {mode:o}): chmod 600")
+    expected = dict(_expected(enrolled, folder))
+    for name, stated in expected.items():
+        if not (folder / name).exists():
+            raise ValueError(f"{name} is missing: put back the one that was made in this folder")
+        if _public(folder / name) != stated:
+            raise ValueError(
+                f"the others have another public half of {name}: put back the key that was made "
+                "with it, or hand the consortium this folder's public.json and take its new list"
+            )
+    return f"{', '.join(expected)}: their owner's alone, and those that the others know"
 
 
-def _enrolled_key(enrolled: Enrolled, name: str) -> str:
-    enrolment = enrolled.enrolment
-    return {SERVER: enrolment.server, **enrolment.holders, **enrolment.clients}.get(name, "")
+def _expected(enrolled: Enrolled, folder: Path) -> Iterator[tuple[str, str]]:
+    """Each private key that this party needs, and the public half that the others have of it."""
+    enrolment, name = enrolled.enrolment, folder.name
+    known = {SERVER: enrolment.server, **enrolment.holders, **enrolment.clients}
+    if name not in known:
+        raise ValueError(f"the list has no party {name}: a folder is named as its party")
+    yield "signing.key", known[name]
+    if name == SERVER:
+        yield TLS_KEY, _pem(x509.load_pem_x509_certificate((folder / TLS).read_bytes()))
+        return
+    yield NODE_KEY, enrolled.nodes.get(name, "")
+    if holder_name(name) in enrolment.holders:
+        yield "holder.key", enrolment.holders[holder_name(name)]
+
+
+def _public(file: Path) -> str:
+    """The public half of a private key, as the list or the certificate has it."""
+    data = file.read_bytes()
+    try:
+        if file.name == TLS_KEY:
+            return _pem(load_pem_private_key(data, None))
+        if file.name == NODE_KEY:
+            key = load_ssh_private_key(data, None).public_key()
+            return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        return SigningKey(data).public.hex()
+    except (NatflError, ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"{file.name} is no private key ({error}): put it back") from error
+
+
+def _pem(held: PrivateKeyTypes | x509.Certificate) -> str:
+    """The public key of a private key or a certificate, in one form."""
+    return held.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def _flower() -> str:
@@ -146,17 +185,30 @@ def _images(folder: Path) -> str:
 
 def _server(folder: Path, server: str) -> str:
     """TLS with the consortium's own authority, then the server's clock."""
-    host, _, port = server.rpartition(":")
+    host, port = address(server)
+    if not (folder / CA).exists():
+        raise ValueError(f"there is no {CA}: ask the consortium for it")
     context = ssl.create_default_context(cafile=str(folder / CA))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     before = time.time()
-    with (
-        socket.create_connection((host, int(port)), timeout=10) as plain,
-        context.wrap_socket(plain, server_hostname=host) as secured,
-    ):
-        secured.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        head = secured.recv(4096).decode("ascii", "replace")
-        kind = secured.version()
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=host.strip("[]")) as secured,
+        ):
+            asked = f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+            secured.sendall(asked.encode())
+            head = secured.recv(4096).decode("ascii", "replace")
+            kind = secured.version()
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"{error}: compare {CA} with the consortium, and the name with the server's operator"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{server} does not answer ({error.strerror or error}): ask its operator whether it is "
+            "started, and for address, port and firewall"
+        ) from error
     dates = [line[5:] for line in head.splitlines() if line.lower().startswith("date:")]
     if not dates:
         return f"{kind}, certificate of the consortium's authority; its clock is not stated"

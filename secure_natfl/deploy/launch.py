@@ -46,7 +46,7 @@ def start_party(folder: Path, module: str = "secure_natfl.deploy.serve") -> int:
 
 def start_node(folder: Path, server: str, port: int, *, insecure: bool = False) -> int:
     """Flower's SuperNode for a party's folder; its number. `server` is host:port."""
-    check_insecure(server.rpartition(":")[0], insecure=insecure)
+    check_insecure(address(server)[0], insecure=insecure)
     check_free(port)
     config = f'party="{folder.name}" socket="{folder / SOCKET}"'
     transport = ["--insecure"] if insecure else ["--root-certificates", str(folder / CA)]
@@ -221,6 +221,18 @@ def _tool(name: str) -> str:
             fix="pip install 'secure_natfl[flower]' into this environment",
         )
     return str(path)
+
+
+def address(server: str) -> tuple[str, int]:
+    """Host and port of host:port; ConfigError for anything else."""
+    host, _, port = server.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ConfigError(
+            f"{server!r} is no address of a server",
+            where="--server",
+            fix="give host:port, as fl.example.org:8443",
+        )
+    return host, int(port)
 
 
 def check_insecure(host: str, *, insecure: bool) -> None:

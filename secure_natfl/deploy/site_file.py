@@ -71,9 +71,16 @@ class SiteFile(Section):
 def read_site_file(folder: Path, name: str, config: Config) -> SiteFile:
     """A site's own file; what the consortium's configuration says of it is filled in.
 
-    ConfigError for a file that is missing or has unknown keys.
+    ConfigError for a file that is missing or has unknown keys, and for a name of no hospital.
     """
-    path, table = folder / SITE_FILE, config.site_names()[name]
+    path, tables = folder / SITE_FILE, config.site_names()
+    if name not in tables:
+        raise ConfigError(
+            f"the consortium knows no hospital {name}",
+            where=str(folder),
+            fix=f"name the folder as the hospital: {', '.join(tables)}",
+        )
+    table = tables[name]
     try:
         stated: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         given = {"name": name, "group": table.group, "task": table.task}
