@@ -81,6 +81,11 @@ class Summing(_System):
     learning_rate: Rate = 1e-3
     """Largest rate of the local optimiser, which warms up and cools down in every round."""
 
+    @property
+    def starts_public(self) -> bool:
+        """Whatever the privacy mechanism is, so that mechanisms differ by nothing else."""
+        return True
+
 
 class FedAvg(Summing):
     """FedAvg (McMahan et al. 2017), and by its keys FedProx and FedBN."""
@@ -91,11 +96,6 @@ class FedAvg(Summing):
     """FedProx (Li et al. 2020): µ/2 times the squared distance from the shared weights."""
     keep_norms: bool = False
     """FedBN (Li et al. 2021): normalisation layers stay at the site, statistics and all."""
-
-    @property
-    def starts_public(self) -> bool:
-        """As the other systems' networks do."""
-        return True
 
 
 class PublicPack(Table):

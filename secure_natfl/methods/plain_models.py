@@ -15,7 +15,7 @@ from protocols.errors import ModelError
 from secure_natfl.config import Config
 from secure_natfl.federation import Federation, Task
 from secure_natfl.fine_tuning import fresh
-from secure_natfl.methods.segmentation import build_medical, check_sides, is_medical, mask_losses
+from secure_natfl.methods.segmentation import build_medical, check_medical, is_medical, mask_losses
 from secure_natfl.models import Network, build_backbone, check_architecture
 from secure_natfl.pretraining import pretrained
 from secure_natfl.seeds import Seeds
@@ -44,10 +44,12 @@ class Plain(nn.Module):
         return logits
 
 
-def check_plain(architecture: str, task: Task) -> None:
-    """Refuse an architecture that cannot answer a task, before any image is read."""
+def check_plain(architecture: str, images: Tensor, task: Task) -> None:
+    """ModelError of an architecture that cannot answer a task on images [N, ch, (D,) S, S]."""
     if is_medical(architecture):
+        check_medical(architecture, images, task.form)
         return
+    check_flat(architecture, images)
     if task.form == "mask":
         raise ModelError(
             f"answers with one vector per image, and task {task.name} asks for masks",
@@ -57,6 +59,16 @@ def check_plain(architecture: str, task: Task) -> None:
     check_architecture(architecture)
 
 
+def check_flat(architecture: str, images: Tensor) -> None:
+    """ModelError where a network of flat images is given volumes [N, 1, D, S, S]."""
+    if images.ndim == 5:
+        raise ModelError(
+            "is for flat images, and here are volumes",
+            where=architecture,
+            fix='take "densenet3d-16" for classes, "unet3d-16" for masks, or set slices = "middle"',
+        )
+
+
 def started(
     config: Config, federation: Federation, architecture: str, task: Task, seeds: Seeds
 ) -> nn.Module:
@@ -64,30 +76,31 @@ def started(
 
     The backbone is the public start (natural images, where `models.pretrain_epochs` asks for
     them), the head is drawn from the run's seeds, and the same call gives the same network.
+    Raises ModelError where the architecture is for other images or another kind of task.
     """
-    check_plain(architecture, task)
+    images = next(site.train.images for site in federation.sites if site.task.name == task.name)
+    check_plain(architecture, images, task)
     generator = seeds.torch("start", architecture, task.name)
     if is_medical(architecture):
-        made = build_medical(architecture, config.data.channels, len(task.classes), generator)
-        if task.form == "mask":
-            check_sides(torch.zeros(1, 1, config.data.size, config.data.size))
-        return made.eval()
+        classes = len(task.classes)
+        return build_medical(architecture, config.data.channels, classes, generator).eval()
     return Plain(fresh(_public(config, federation, architecture), len(task.classes), generator))
 
 
 def _public(config: Config, federation: Federation, architecture: str) -> Network:
-    if len(federation.naturals.labels):
+    models = config.models
+    if models.pretrain_epochs:
         return pretrained(
             architecture,
             federation.naturals,
             size=config.data.size,
             classes=2,
-            weights=config.models.weights,
-            epochs=config.models.pretrain_epochs,
+            weights=models.weights,
+            epochs=models.pretrain_epochs,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_START)
-        backbone, features = build_backbone(architecture, config.data.size, config.models.weights)
+        backbone, features = build_backbone(architecture, config.data.size, models.weights)
         return Network(backbone, features, 2, natural=1)
 
 
@@ -102,17 +115,17 @@ def train_plain(
     """Supervised training in place; mean loss of the last epoch.
 
     Cross-entropy of a class, binary cross-entropy of findings, or Dice and cross-entropy of masks;
-    images of the first two are mirrored and shifted at random. beside: a further loss of every
-    step, such as FedProx' distance.
+    images of the first two are mirrored and shifted at random, volumes are not. beside: a further
+    loss of every step, such as FedProx' distance.
     """
-    masks = examples.form == "mask"
+    masks, volumes = examples.form == "mask", examples.images.ndim == 5
 
     def loss(rows: Tensor) -> Tensor:
         some = examples.at(rows)
         if masks:
             each = mask_losses(network(some.images), some.targets, some.known)
         else:
-            logits = network(augment(some.images, generator))
+            logits = network(some.images if volumes else augment(some.images, generator))
             each = record_losses(logits, some.targets, some.known, multi_label=examples.multi_label)
         value = each.mean()
         return value if beside is None else value + beside()

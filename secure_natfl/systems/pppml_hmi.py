@@ -34,7 +34,6 @@ from secure_natfl.methods.meta_training import (
 )
 from secure_natfl.methods.per_fedavg import Meta
 from secure_natfl.methods.plain_models import Plain, started
-from secure_natfl.methods.segmentation import check_medical, is_medical
 from secure_natfl.seeds import Seeds
 from secure_natfl.summed.weight_vectors import layout_of
 from secure_natfl.surgery import fitted, trainable
@@ -239,10 +238,7 @@ def _common(config: Config, federation: Federation, seeds: Seeds) -> nn.Module:
             fix="give every hospital the same single architecture",
         )
     (architecture,) = names
-    images, task = federation.sites[0].train.images, federation.task
-    if is_medical(architecture):
-        check_medical(architecture, images, task.form)
-    network = started(config, federation, architecture, task, seeds)
+    network = started(config, federation, architecture, federation.task, seeds)
     if isinstance(network, Plain):
         network.network.natural.requires_grad_(False)
     return fitted(network)
