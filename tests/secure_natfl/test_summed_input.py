@@ -18,6 +18,7 @@ from secure_natfl.systems.fedavg import Averaging
 from secure_natfl.toml_config import parse
 
 SMALL = "secure_natfl.methods.small_network:small"
+VIT = "secure_natfl.methods.masked_images:vit_smallest"
 LABELLED = {"labels": [0, 1] * 6, "class_names": ["normal", "pneumonia"]}
 
 
@@ -47,6 +48,7 @@ def config(root: Path, *hospitals: dict[str, Any], **system: Any):
         {
             "run": {"seed": 0, "baselines": False},
             "data": {"root": str(root), "size": 16, "hospitals": list(hospitals)},
+            "proxies": {"images": 64, "per_round": 20},
             "models": {"central": SMALL, "pretrain_epochs": 0},
             "system": {"kind": "fedavg", "rounds": 1} | system,
             "aggregation": {"kind": "plain"},
@@ -156,7 +158,20 @@ def test_architectures_that_cannot_be_averaged(tmp_path, hospital, system):
     refused(tmp_path, asked, ConfigError, "data.hospitals", "architecture")
 
 
-def test_an_empty_cohort(tmp_path, hospital, monkeypatch):
-    monkeypatch.setattr(Averaging, "cohort", lambda *_: ())
-    asked = config(tmp_path, *map(hospital, "abc"))
-    refused(tmp_path, asked, ConfigError, "round 1 asks no site")
+@pytest.mark.parametrize(
+    ("joins", "said"),
+    [
+        ({"a": 2, "b": 2, "c": 0}, "no task takes part in the first stage"),
+        ({"c": 3}, "c would join after the last stage, which is 2"),
+    ],
+)
+def test_an_empty_cohort(tmp_path, hospital, joins, said):
+    sites = [hospital(name, architectures=[VIT]) for name in "abc"]
+    asked = config(tmp_path, *sites, kind="unimed", rounds=2, joins=joins)
+    refused(tmp_path, asked, ConfigError, "system.joins", said)
+
+
+def test_a_network_for_volumes_on_flat_images(tmp_path, hospital):
+    lungs = {"classes": ["background", "lung"], "architectures": ["unet3d-4"]}
+    asked = config(tmp_path, *(hospital(name, masks=masks(1), **lungs) for name in "abc"))
+    refused(tmp_path, asked, ModelError, "unet3d-4", "for volumes, and here are flat images")

@@ -27,6 +27,10 @@ SMALL = (
 )
 
 
+ONE = ("system.rounds=1", "system.joins.views=1")
+"""A single stage, which all tasks join."""
+
+
 def small(*changes):
     config = load("unimed-smoke", [*SMALL, *changes])
     hospitals = [h.model_copy(update={"images": 40}) for h in config.data.hospitals]
@@ -240,9 +244,10 @@ def digests(results):
 
 
 def test_a_whole_run_under_keys_opens_what_a_plain_one_does(tmp_path):
-    one = "system.rounds=1"
-    plain = played(small("aggregation.kind=plain", "aggregation.custody=none", one), tmp_path / "p")
-    keys = played(small(one), tmp_path / "k")
+    plain = played(
+        small(*ONE, "aggregation.kind=plain", "aggregation.custody=none"), tmp_path / "p"
+    )
+    keys = played(small(*ONE), tmp_path / "k")
     assert digests(plain) == digests(keys)
     assert plain.system.name == "unimed"
 
@@ -270,5 +275,5 @@ def test_every_aggregation_opens_the_same_sums(merge, tmp_path):
     ],
 )
 def test_a_run_under_noise_states_what_it_spent(privacy, tmp_path):
-    results = played(small(privacy, "system.rounds=1"), tmp_path)
+    results = played(small(privacy, *ONE), tmp_path)
     assert results.rounds[0]["aggregate_sha256"]
