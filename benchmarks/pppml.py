@@ -1,9 +1,10 @@
 """PPPML-HMI against FedAvg on masks: strengths of heterogeneity, numbers of sites, sizes, networks.
 
 `python -m benchmarks.pppml STUDY --seeds 1 2 3 4 5 --out FILE.csv` plays the systems themselves,
-without protection and without a run folder, and appends one row per seed, setting and arm; a row
-that is there is not played again. Studies: tune (rates, on validation images alone), strength,
-sites, sizes, networks, makers, orders. `--table FILE.csv` prints Markdown.
+without protection and without a run folder, and keeps one row per seed, setting, arm and site; an
+arm that is there is not played again, and one whose rows are taken out is. Studies: tune (rates, on
+validation images alone), strength, sites, sizes, networks, makers, orders. `--table FILE.csv`
+prints Markdown.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def settings_of(study: str) -> list[Setting]:
         "sizes": [Setting(strength=1.0, share=s) for s in (0.25, 0.5, 1.0)],
         "networks": [Setting(strength=1.0, network=f"unet-{w}") for w in (4, 8, 16)],
         "makers": [Setting(makers=True)],
-        "orders": [Setting(strength=1.0)],
+        "orders": [Setting(strength=1.0, order="hessian-free")],
     }[study]
 
 
@@ -82,21 +83,31 @@ def tune(root: str, out: Path) -> None:
 
 
 def play(study: str, seeds: list[int], root: str, out: Path) -> None:
-    """Append what is missing in `out`."""
-    done = set()
-    if out.exists():
-        done = {_key(row) for row in csv.DictReader(out.open())}
-    pppml = {**PPPML, "order": "hessian-free"} if study == "orders" else PPPML
+    """Add the arms that `out` lacks."""
+    rows = read(out) if out.exists() else []
+    done = {(*_key(row), row["arm"]) for row in rows}
     for seed, setting in itertools.product(seeds, settings_of(study)):
-        if _key({"seed": seed, **vars(setting)}) in done:
-            continue
-        rows = list(rows_of(setting, seed, root, FEDAVG, pppml))
-        new = not out.exists()
-        with out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        key = _key({"seed": seed, **vars(setting)})
+        if missing := [arm for arm in ARMS if (*key, arm) not in done]:
+            rows += rows_of(setting, seed, root, missing)
+            keep(rows, out)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; a column of `Setting` that it lacks has its default."""
+    defaults = {name: str(value) for name, value in vars(Setting()).items()}
+    with path.open(newline="") as file:
+        return [{"seed": row["seed"]} | defaults | row for row in csv.DictReader(file)]
+
+
+def keep(rows: list[dict[str, Any]], out: Path) -> None:
+    """Write all rows, whole or not at all."""
+    part = out.with_name(f"{out.name}.part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(out)
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
@@ -105,7 +116,7 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 def table(path: Path) -> str:
     """Mean Dice of each arm over seeds, and PPPML-HMI less the two FedAvg arms with 95 % t."""
-    rows = list(csv.DictReader(path.open()))
+    rows = read(path)
     names = [name for name in vars(Setting()) if len({row[name] for row in rows}) > 1]
     names = names or ["strength"]
     lines = [f"| {', '.join(names)} | {' | '.join(ARMS)} | gain over FedAvg | over its own steps |"]

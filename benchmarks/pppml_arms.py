@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -45,6 +45,7 @@ class Setting:
     """One federation: how many sites, how unlike, how much of the training images, which network.
 
     makers: sites are the makers' own (cut in 2 and 3) in place of random parts of both together.
+    order: of PPPML-HMI's gradient.
     """
 
     strength: float = 0.0
@@ -52,6 +53,7 @@ class Setting:
     share: float = 1.0
     network: str = "unet-8"
     makers: bool = False
+    order: str = "first"
 
 
 def config_of(setting: Setting, system: dict[str, Any], seed: int, root: str) -> Config:
@@ -91,7 +93,14 @@ def federation_of(config: Config, setting: Setting, *, tuning: bool) -> Federati
 
 
 def played(config: Config, federation: Federation) -> SummedSystem:
-    """All rounds of the system with sums in clear."""
+    """All rounds of the system with sums in clear.
+
+    FedAvg trains on what PPPML-HMI trains on: the images that choose among own steps train nothing.
+    """
+    if config.system.kind == "fedavg":
+        seed = config.data.split_seed
+        sites = tuple(_apart(site, seed)[0] for site in federation.sites)
+        federation = replace(federation, sites=sites)
     system = make_system(config, federation, Seeds.of_study(int(config.run.seed)))
     for number in range(config.system.rounds):
         open_round(system, federation, number)
@@ -101,44 +110,42 @@ def played(config: Config, federation: Federation) -> SummedSystem:
 
 
 def rows_of(
-    setting: Setting,
-    seed: int,
-    root: str,
-    fedavg: dict[str, Any],
-    pppml: dict[str, Any],
+    setting: Setting, seed: int, root: str, arms: Collection[str]
 ) -> Iterator[dict[str, Any]]:
-    """The arms' Dice at every site."""
-    parts: dict[str, list[nn.Module]] = {}
-    spent = {}
-    for name, table in (("fedavg", fedavg), ("pppml-hmi", pppml)):
+    """The Dice of these arms at every site; a system is played where one of its arms is asked."""
+    for name, table in (("fedavg", FEDAVG), ("pppml-hmi", PPPML | {"order": setting.order})):
+        if not any(arm.startswith(name) for arm in arms):
+            continue
         config = config_of(setting, table, seed, root)
         federation = federation_of(config, setting, tuning=False)
         start = time.process_time()
         system = played(config, federation)
-        spent[name] = time.process_time() - start
-        central = [_shared(system, site) for site in federation.sites]
-        if name == "fedavg":
-            parts["fedavg"] = central
-            parts["fedavg, own steps"] = [
-                _tuned(network, site, pppml, seed)
-                for network, site in zip(central, federation.sites, strict=True)
-            ]
-        else:
-            parts["pppml-hmi, shared"] = central
-            parts["pppml-hmi"] = [system.answering(site) for site in federation.sites]
-    for arm in ARMS:
-        for network, site in zip(parts[arm], federation.sites, strict=True):
-            part = site_test(site)
-            yield {
-                "seed": seed,
-                **vars(setting),
-                "arm": arm,
-                "site": site.name,
-                "dice": quick_dice([probabilities(network, part)], part),
-                "images": len(site.train),
-                "test images": len(site.test),
-                "cpu_s": round(spent[arm.partition(",")[0]], 1),
-            }
+        spent = time.process_time() - start
+        for arm, networks in _arms_of(system, federation, seed).items():
+            if arm not in arms:
+                continue
+            for network, site in zip(networks, federation.sites, strict=True):
+                part = site_test(site)
+                yield {
+                    "seed": seed,
+                    **vars(setting),
+                    "arm": arm,
+                    "site": site.name,
+                    "dice": quick_dice([probabilities(network, part)], part),
+                    "images": len(site.train),
+                    "test images": len(site.test),
+                    "cpu_s": round(spent, 1),
+                }
+
+
+def _arms_of(system: SummedSystem, federation: Federation, seed: int) -> dict[str, list[nn.Module]]:
+    """Arm → the network of every site, of the arms of one system."""
+    central = [_shared(system, site) for site in federation.sites]
+    if system.name == "fedavg":
+        pairs = zip(central, federation.sites, strict=True)
+        return {"fedavg": central, "fedavg, own steps": [_tuned(n, s, seed) for n, s in pairs]}
+    own = [system.answering(site) for site in federation.sites]
+    return {"pppml-hmi, shared": central, "pppml-hmi": own}
 
 
 def _shared(system: SummedSystem, site: Site) -> nn.Module:
@@ -148,12 +155,12 @@ def _shared(system: SummedSystem, site: Site) -> nn.Module:
     return network
 
 
-def _tuned(network: nn.Module, site: Site, pppml: dict[str, Any], seed: int) -> nn.Module:
+def _tuned(network: nn.Module, site: Site, seed: int) -> nn.Module:
     """FedAvg's network after the very own steps of PPPML-HMI: K, rate, batch and choice alike."""
     own = copy.deepcopy(network).train()
-    parts: Parts = cut(site, _FOLDS, seed)
+    _, parts = _apart(site, seed)
     draw = Seeds.of_study(seed).torch("own steps of fedavg", site.name)
-    own_network(own, parts, pppml["own_steps"], pppml["inner_rate"], 8, draw)
+    own_network(own, parts, PPPML["own_steps"], PPPML["inner_rate"], 8, draw)
     return own
 
 
@@ -164,13 +171,19 @@ def _smaller(site: Site, share: float) -> Site:
 
 def _without_test(site: Site) -> Site:
     """The same split that chooses among own steps would leave nothing to judge them on."""
-    parts = cut(site, _FOLDS, 1000)
+    fits, parts = _apart(site, 1000)
     if parts.chooses is None:
         raise SystemExit(f"{site.name} is too small to tune on")
-    held = set(site.train_patients) - set(parts.patients)
-    kept = np.array([i for i, p in enumerate(site.train_patients) if p not in held])
-    names = tuple(p for p in site.train_patients if p in held)
-    return replace(_kept(site, kept), test=parts.chooses, test_patients=names)
+    names = tuple(p for p in site.train_patients if p not in set(parts.patients))
+    return replace(fits, test=parts.chooses, test_patients=names)
+
+
+def _apart(site: Site, seed: int) -> tuple[Site, Parts]:
+    """The site without the patients that choose, as PPPML-HMI cuts them, and both parts."""
+    parts = cut(site, _FOLDS, seed)
+    fits = set(parts.patients)
+    rows = [row for row, patient in enumerate(site.train_patients) if patient in fits]
+    return _kept(site, np.array(rows)), parts
 
 
 def _kept(site: Site, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Site:
