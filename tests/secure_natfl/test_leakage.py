@@ -4,8 +4,11 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from attacks.rows import Budget
 from attacks.threat import ThreatError
 from attacks.verdicts import Verdict
 from protocols.errors import ConfigError, RunFolderError
@@ -28,6 +32,9 @@ from secure_natfl.leakage.record import AttackReport
 from secure_natfl.leakage.rows import all_rows
 from secure_natfl.leakage.table import admit
 from secure_natfl.progress import Stages
+from secure_natfl.study.file import read_study
+from secure_natfl.study.grid import plan_of
+from secure_natfl.study.page import attack_figures
 
 POISONED = ("unbounded", "clipped", "protected")
 
@@ -120,6 +127,33 @@ def test_every_family_is_there(attacked):
     assert {"A1", "A9", "A12", "C1", "C2", "C2b", "C3", "P1", "P2"} <= names
     assert max(Counter(row.id for row in rows).values()) == 1
     assert without == ()
+
+
+def test_the_guide_puts_an_attack_on_the_front_of_a_study(folder, tmp_path):
+    """The guide's own lines make, of what the attack wrote, a figure that a study takes up."""
+    run = copy(folder, tmp_path)
+    budget = Budget(targets=8, seconds=60, restarts=1, iterations=1)
+    found = execute(run, Wish(("L2",), "fast", budget, None), "natfl attack copy", quiet())
+    guide = Path(__file__).resolve().parents[2] / "docs/guides/studies.md"
+    shell, script = (
+        guide.read_text("utf-8").partition("### Attack advantage")[2].split("```")[at]
+        for at in (1, 3)
+    )
+    (tmp_path / "line.py").write_text(script.removeprefix("python\n"), "utf-8")
+    said = re.search(r"echo (\S+) >", shell)[1]
+    line = subprocess.run(
+        [sys.executable, "line.py", "copy", "natural", "8"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / "attacks.csv").write_text(f"{said}\n{line.stdout}", "utf-8")
+    (area,) = (one.score for one in found.rows[0].arms if one.arm == "protected")
+    assert 0 < area < 1
+    settings = plan_of(read_study("smoke-study")).settings
+    expected = max(0.0, 2 * area - 1)
+    assert attack_figures(tmp_path, settings) == {"natural, ε = 8": pytest.approx(expected)}
 
 
 def copy(folder, tmp_path):
