@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,20 @@ Record = dict[str, Any]
 class StudyFolder:
     """`path`/cells holds two files per finished cell, `path`/work the runs that are not finished.
 
-    ledgers: one folder per cell, since cells run side by side and a ledger has one writer.
+    ledgers: one folder per cell, since cells run side by side and a ledger has one writer. text: of
+    `study.toml`, written once nobody else plays the study.
     """
 
     path: Path
     ledgers: Path
+    text: str = field(default="", compare=False, repr=False)
+
+    @classmethod
+    def check(cls, path: Path, study: StudyFile, *, resume: bool) -> None:
+        """What `open` raises, without touching anything; for a dry run."""
+        path = path.resolve()
+        with _speaking(path):
+            _check_owner(_ledgers(path, study), _stated(path, study, resume=resume))
 
     @classmethod
     def open(cls, path: Path, study: StudyFile, text: str, *, resume: bool) -> StudyFolder:
@@ -41,39 +50,25 @@ class StudyFolder:
         RunFolderError: it holds something else, or a study that was not asked to be resumed.
         LedgerError: the ledgers that the study names belong to somebody else.
         """
-        path = path.resolve()
-        identity = path / "study.json"
-        try:
-            if identity.exists():
-                stated = json.loads(identity.read_text())
-                _check_same(path, study, stated, resume=resume)
-            else:
-                _check_new(path, resume=resume)
+        path, identity = path.resolve(), path.resolve() / "study.json"
+        ledgers = _ledgers(path, study)
+        with _speaking(path):
+            stated = _stated(path, study, resume=resume)
+            _check_owner(ledgers, stated)
+            if stated is None:
                 stated = {"study": study.name, "owner": os.urandom(16).hex()}
                 path.mkdir(parents=True, exist_ok=True)
                 write(identity, json.dumps(stated, indent=2).encode())
             (path / "cells").mkdir(exist_ok=True)
             (path / "shared").mkdir(exist_ok=True)
-            named = study.ledger != "auto"
-            ledgers = Path(study.ledger).resolve() if named else path / "ledgers"
-            _own(ledgers, stated["owner"])
-            write(path / "study.toml", text.encode())
-        except OSError as error:
-            raise RunFolderError(
-                "the study folder cannot be written",
-                where=str(path),
-                why=error.strerror or str(error),
-                fix="free space, or choose another --out; --resume takes the study up again",
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                "study.json is damaged", where=str(path), why=str(error), fix="start a new folder"
-            ) from None
-        return cls(path, ledgers)
+            ledgers.mkdir(parents=True, exist_ok=True)
+            if not (ledgers / "owner").exists():
+                write(ledgers / "owner", stated["owner"].encode())
+        return cls(path, ledgers, text)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While it lasts no other process runs this study."""
+        """While it lasts no other process runs this study, and `study.toml` says what is run."""
         with (self.path / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,6 +78,8 @@ class StudyFolder:
                     where=str(self.path),
                     fix="wait until it ends, or stop it",
                 ) from None
+            with _speaking(self.path):
+                write(self.path / "study.toml", self.text.encode())
             yield
 
     def hospital_key(self, hospital: str) -> bytes:
@@ -124,6 +121,38 @@ class StudyFolder:
         return found
 
 
+@contextmanager
+def _speaking(path: Path) -> Iterator[None]:
+    """Turn what a disk or a damaged study.json says into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            "the study folder cannot be written",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix="free space, or choose another --out; --resume takes the study up again",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            "study.json is damaged", where=str(path), why=str(error), fix="start a new folder"
+        ) from None
+
+
+def _ledgers(path: Path, study: StudyFile) -> Path:
+    return Path(study.ledger).resolve() if study.ledger != "auto" else path / "ledgers"
+
+
+def _stated(path: Path, study: StudyFile, *, resume: bool) -> dict[str, str] | None:
+    """What study.json says; None where a new folder may be made."""
+    if not (path / "study.json").exists():
+        _check_new(path, resume=resume)
+        return None
+    stated: dict[str, str] = json.loads((path / "study.json").read_text())
+    _check_same(path, study, stated, resume=resume)
+    return stated
+
+
 def _check_new(path: Path, *, resume: bool) -> None:
     if resume:
         raise RunFolderError(
@@ -150,10 +179,10 @@ def _check_same(path: Path, study: StudyFile, stated: Any, *, resume: bool) -> N
         )
 
 
-def _own(ledgers: Path, owner: str) -> None:
+def _check_owner(ledgers: Path, stated: dict[str, str] | None) -> None:
     """A study charges ledgers of its own: hundreds of cells would use up any other's budget."""
     mark = ledgers / "owner"
-    if mark.exists() and mark.read_text() == owner:
+    if stated is not None and mark.exists() and mark.read_text() == stated["owner"]:
         return
     if ledgers.exists() and any(ledgers.iterdir()):
         raise LedgerError(
@@ -162,5 +191,3 @@ def _own(ledgers: Path, owner: str) -> None:
             why="a study spends a budget many times over",
             fix="name an empty folder in ledger, or leave the key out",
         )
-    ledgers.mkdir(parents=True, exist_ok=True)
-    write(mark, owner.encode())

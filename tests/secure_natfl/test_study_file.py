@@ -5,9 +5,11 @@ import tomllib
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from protocols.errors import ConfigError, DataError, LedgerError, NatflError, RunFolderError
 from secure_natfl.data.records import Records
+from secure_natfl.study.conduct import Wish, conduct
 from secure_natfl.study.file import StudyFile, read_study, seconds_of, shipped
 from secure_natfl.study.folder import StudyFolder
 from secure_natfl.study.grid import plan_of
@@ -274,8 +276,23 @@ def test_a_study_never_charges_somebody_elses_ledgers(tmp_path, study):
     (tmp_path / "sites" / "nih").mkdir(parents=True)
     (tmp_path / "sites" / "nih" / "ledger.db").write_bytes(b"theirs")
     chosen = study("").model_copy(update={"ledger": str(tmp_path / "sites")})
+    before = set(tmp_path.rglob("*"))
     with pytest.raises(LedgerError, match="belong to somebody else"):
         StudyFolder.open(tmp_path / "out", chosen, "", resume=False)
+    with pytest.raises(LedgerError, match="belong to somebody else"):
+        conduct(chosen, Wish(tmp_path / "out", "", dry=True), Console(quiet=True))
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_is_asked_for_is_written_down_by_whoever_plays_it(tmp_path, study):
+    first = StudyFolder.open(tmp_path / "out", study(""), "first", resume=False)
+    with first.alone():
+        second = StudyFolder.open(tmp_path / "out", study(""), "second", resume=True)
+        with pytest.raises(RunFolderError, match="another process"), second.alone():
+            pass
+        assert (tmp_path / "out" / "study.toml").read_text() == "first"
+    with second.alone():
+        assert (tmp_path / "out" / "study.toml").read_text() == "second"
 
 
 def test_a_folder_is_taken_up_by_its_own_study_alone(tmp_path, study):
