@@ -53,16 +53,22 @@ def _rounds(bodies: list[Any], kind: type[Any]) -> int:
     return len({body.round for body in bodies if isinstance(body, kind)})
 
 
-def _party(folder: Path, session: str) -> dict[str, Any]:
-    journal, refusals = folder / "journal" / session, folder / REFUSALS
-    answered: dict[str, int] = {}
+def answered(folder: Path, session: str) -> dict[str, int]:
+    """Phase → the latest round, from 1, of which a party's journal has an answer."""
+    journal = folder / "journal" / session
+    found: dict[str, int] = {}
     for file in journal.iterdir() if journal.exists() else ():
         if file.suffix != ".part":
             number, _, phase = file.name.split("-")
-            answered[phase] = max(answered.get(phase, 0), int(number) + 1)
+            found[phase] = max(found.get(phase, 0), int(number) + 1)
+    return dict(sorted(found.items()))
+
+
+def _party(folder: Path, session: str) -> dict[str, Any]:
+    refusals = folder / REFUSALS
     lines = refusals.read_text(encoding="utf-8").splitlines() if refusals.exists() else []
     return {
-        "answered": dict(sorted(answered.items())),
+        "answered": answered(folder, session),
         "veto": (folder / VETO).exists(),
         "refusals": len(lines),
         "last refusal": lines[-1] if lines else "",

@@ -11,7 +11,7 @@ from rich.console import Console
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, or a deployed server's.")],
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or a deployed party's.")],
     once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
     port: Annotated[
         int | None, typer.Option(help="Serve /metrics and /health on this loopback port instead.")

@@ -8,9 +8,6 @@ from typing import Final
 from secure_natfl.observe.state import DELTA, Seen
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-QUIET_S: Final = 3600.0
-"""A session that is not closed and has written nothing for so long is reported as ill."""
-
 FREE_BYTES: Final = 256 << 20
 """Below so much free space the next round may not be recorded."""
 
@@ -56,6 +53,12 @@ def metrics(seen: Seen) -> str:
             [({"kind": kind}, one.bytes) for kind, one in sorted(seen.traffic.items())],
         ),
         ("audit_records", "gauge", "Records in the audit log.", [({}, seen.records)]),
+        (
+            "answered_round",
+            "gauge",
+            "Latest round that a deployed party answered, by phase.",
+            [({"phase": phase}, number) for phase, number in seen.answered.items()],
+        ),
         ("closed", "gauge", "1 once the session is closed.", [({}, float(seen.closed))]),
         ("free_bytes", "gauge", "Free space on the run's disk.", [({}, seen.free_bytes)]),
     ]
@@ -68,10 +71,14 @@ def ailments(seen: Seen) -> list[str]:
     """Why the federation needs somebody; empty while it is well."""
     found = []
     if seen.fault:
-        found.append(f"the audit log cannot be read ({seen.fault})")
+        return [f"the folder cannot be read ({seen.fault})"]
+    if not seen.records and not seen.answered:
+        found.append("there is no audit log and no journal: nothing has begun here")
+    if seen.missing and not seen.closed:
+        found.append(f"not running: {', '.join(seen.missing)}")
     if seen.free_bytes < FREE_BYTES:
         found.append(f"{seen.free_bytes >> 20} MiB of disk are left")
-    if not seen.closed and seen.quiet_s is not None and seen.quiet_s > QUIET_S:
+    if not seen.closed and seen.quiet_s is not None and seen.quiet_s > seen.limit_s:
         found.append(f"no record for {seen.quiet_s / 60:.0f} minutes")
     return found
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -25,9 +26,15 @@ from protocols.audit_events import (
 )
 from protocols.audit_log import Record, read_log
 from protocols.errors import NatflError, RunFolderError
+from protocols.policy import SERVER
+from secure_natfl.deploy.enrolled import ENROLLED, read_enrolled
+from secure_natfl.deploy.server_file import read_patience
 
 DELTA: Final = 1e-5
 """δ at which ε is shown; the report states the figures at the run's own δ."""
+
+QUIET_S: Final = 3600.0
+"""What a server may work by itself between two records, beside the deadlines of all phases."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,10 @@ class Seen:
 
     planned, opened, learned: the rounds, from 0, that came so far. absent: party → rounds that it
     missed. epsilon: site → what it has charged in this session, at `DELTA`. broken: attempts that
-    ended in an error. quiet_s: seconds since the last record, None before the first. fault: why
-    the log cannot be read, empty while it can.
+    ended in an error. quiet_s: seconds since the last record, None before the first. limit_s: how
+    long that may be. party: whose folder of a deployed federation it is, empty for a run of one
+    process; missing: its processes that do not run; answered: phase → the latest round, from 1,
+    that a site's journal has. fault: why the folder cannot be read, empty while it can.
     """
 
     folder: Path
@@ -65,14 +74,18 @@ class Seen:
     quiet_s: float | None = None
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     free_bytes: int = 0
+    limit_s: float = math.inf
+    party: str = ""
+    missing: tuple[str, ...] = ()
+    answered: Mapping[str, int] = field(default_factory=dict)
     fault: str = ""
 
 
 def look(folder: Path) -> Seen:
-    """What stands in a run's folder, or in a deployed server's, whose run is in `run`.
+    """What stands in a run's folder, a deployed server's, whose run is in `run`, or a site's.
 
     It may be called while the federation writes. RunFolderError where there is no such folder;
-    a log that cannot be read is not an error but a fault that the result names by its kind.
+    what cannot be read is not an error but a fault that the result names by its kind.
     """
     if not folder.is_dir():
         raise RunFolderError(
@@ -83,10 +96,31 @@ def look(folder: Path) -> Seen:
     path = run / "audit.jsonl"
     try:
         log = read_log(path.read_bytes() if path.exists() else b"")
-        records = list(log.records())
-    except (NatflError, OSError) as error:
+        seen = _seen(folder, list(log.records()), traffic(run / "transcript" / "index.jsonl"), free)
+        seen = replace(seen, limit_s=QUIET_S + sum(read_patience(folder).deadlines.values()))
+        return _deployed(seen) if (folder / ENROLLED).exists() else seen
+    except (NatflError, OSError, ValueError) as error:
         return Seen(folder, free_bytes=free, fault=type(error).__name__)
-    return _seen(folder, records, traffic(run / "transcript" / "index.jsonl"), free)
+
+
+def _deployed(seen: Seen) -> Seen:
+    """A party of a deployed federation: what its journal says, and whether it is at work."""
+    # They bring torch, which a look at a run does not need.
+    from secure_natfl.deploy.processes import running
+    from secure_natfl.deploy.status import answered
+
+    folder, session = seen.folder, read_enrolled(seen.folder).session
+    name = folder.resolve().name
+    due = ("superlink", "coordinator") if name == SERVER else ("party", "supernode")
+    found = answered(folder, session)
+    return replace(
+        seen,
+        session=session,
+        party=name,
+        missing=tuple(one for one in due if one not in running(folder)),
+        answered=found,
+        closed=seen.closed or "close" in found,
+    )
 
 
 def _seen(folder: Path, records: list[Record], sent: Mapping[str, Traffic], free: int) -> Seen:

@@ -37,6 +37,8 @@ def picture(seen: Seen) -> RenderableType:
     title = f"session {seen.session[:12]}" if seen.session else "waiting for a session"
     wrong = ailments(seen)
     parts: list[RenderableType] = [_summary(seen)]
+    if seen.answered:
+        parts.append(_answered(seen))
     if seen.planned:
         parts.append(_rounds(seen))
     if seen.sites:
@@ -50,6 +52,8 @@ def picture(seen: Seen) -> RenderableType:
 def _summary(seen: Seen) -> Text:
     quiet = "" if seen.quiet_s is None else f", last record {seen.quiet_s:.0f} s ago"
     ended = "closed" if seen.closed else "running"
+    if seen.answered:
+        return Text(f"{seen.party}, {ended}: what its journal has answered")
     return Text(
         f"{ended}: {len(seen.learned)} rounds learned, {seen.broken} attempts broken off, "
         f"{seen.resumed} resumptions{quiet}"
@@ -64,6 +68,16 @@ def _rounds(seen: Seen) -> Table:
     for number in seen.planned[-10:]:
         stages = (seen.planned, seen.opened, seen.learned)
         table.add_row(str(number + 1), *("●" if number in stage else "·" for stage in stages))
+    return table
+
+
+def _answered(seen: Seen) -> Table:
+    """A site's own side, by phase."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("question", "latest round"):
+        table.add_column(name, justify="right" if name == "latest round" else "left")
+    for phase, number in seen.answered.items():
+        table.add_row(phase, str(number))
     return table
 
 

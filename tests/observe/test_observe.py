@@ -91,7 +91,7 @@ def test_a_folder_is_well_until_its_log_is_changed(played, tmp_path) -> None:
     (run / "audit.jsonl").write_bytes(data.replace(b'"round":1', b'"round":7', 1))
     # A deployed server's folder has its run in `run`.
     seen = look(tmp_path)
-    assert ailments(seen) == ["the audit log cannot be read (RunFolderError)"]
+    assert ailments(seen) == ["the folder cannot be read (RunFolderError)"]
     assert parsed(metrics(seen))["natfl_up"] == 0
     with pytest.raises(RunFolderError, match="no such folder"):
         look(tmp_path / "nowhere")
