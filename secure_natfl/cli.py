@@ -154,9 +154,10 @@ def study(
         raise ConfigError(str(error), where="--budget") from None
     folder = out or _new_folder(chosen.name)
     command = shlex.join(["natfl", *sys.argv[1:]])
-    page = conduct(chosen, Wish(folder, command, seconds, resume, dry_run), console)
-    if page is not None:
-        console.print(f"Study: {page}", soft_wrap=True, highlight=False)
+    done = conduct(chosen, Wish(folder, command, seconds, resume, dry_run), console)
+    if done is not None:
+        console.print(f"Study: {done.page}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1 if done.failed else 0)
 
 
 @app.command()

@@ -48,14 +48,23 @@ class Wish:
     dry: bool = False
 
 
-def conduct(study: StudyFile, wish: Wish, console: Console) -> Path | None:
-    """Play the study; the path of `study.html`, or None after a dry run, which writes nothing.
+@dataclass(frozen=True)
+class Conducted:
+    """The path of `study.html`, and the cells that failed, each with its fault."""
+
+    page: Path
+    failed: list[tuple[str, str]]
+
+
+def conduct(study: StudyFile, wish: Wish, console: Console) -> Conducted | None:
+    """Play the study; its page and what failed, or None after a dry run, which writes nothing.
 
     Whatever is wrong with any cell is raised before the first one runs.
     """
     # As in every cell: another number of threads rounds otherwise, from pre-training on.
     torch.set_num_threads(1)
     plan = plan_of(study)
+    StudyFolder.check(wish.out, study, resume=wish.resume)
     with console.status("Checking every cell"):
         checked = check_whole(plan) if plan.whole else None
         federations = check_plan(plan) if checked is None else checked.federations
@@ -88,7 +97,7 @@ def conduct(study: StudyFile, wish: Wish, console: Console) -> Path | None:
                 write(page, study_html(found, attacks).encode())
                 reasons = found.advice.reasons
         _conclude(ended, reasons, console)
-    return page
+    return Conducted(page, ended.failed)
 
 
 def _budget(study: StudyFile, wish: Wish) -> float:

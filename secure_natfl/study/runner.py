@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -39,48 +40,85 @@ def play_all(
 ) -> Played:
     """Play the jobs in order; `seconds` foretells a cell, none starts that would not fit `budget`.
 
-    A cell that fails is named and the rest runs. Killed at any moment, it leaves whole files only.
+    Once a cell did not fit, no later seed starts. A cell that fails is named and the rest runs.
+    Whatever ran when a process died is played once more, one at a time: who dies alone has failed.
+    Killed at any moment, it leaves whole files only.
     """
-    waiting = list(jobs)
-    deadline = time.monotonic() + budget
     failed: dict[str, str] = {}
     left: list[Cell] = []
-    running: dict[Future[str], Cell] = {}
+    running: dict[Future[str], Job] = {}
+    fitting = _fitting(jobs, seconds, time.monotonic() + budget, left)
+
+    def settle(job: Job, fault: str) -> None:
+        if fault:
+            failed[job.cell.id] = fault
+        report(job.cell, fault)
+
     pool = _pool()
     try:
-        while waiting or running:
-            while waiting and len(running) < workers():
-                job = waiting.pop(0)
-                if time.monotonic() + seconds(job.cell) > deadline:
-                    left.append(job.cell)
-                    continue
-                running[pool.submit(play, job)] = job.cell
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            broken = False
+        while True:
+            for job in itertools.islice(fitting, workers() - len(running)):
+                running[_started(pool, job)] = job
+            if not running:
+                return Played(failed, tuple(left))
+            ended = list(wait(running, return_when=FIRST_COMPLETED).done)
+            if any(_fault(future) is None for future in ended):
+                pool = _renewed(pool)
+                ended = list(running)
+            again = []
             for future in ended:
-                cell = running.pop(future)
-                fault, died = _outcome(future)
-                broken |= died
-                if fault:
-                    failed[cell.id] = fault
-                report(cell, fault)
-            if broken:
-                for cell in running.values():
-                    failed[cell.id] = _DIED
-                    report(cell, _DIED)
-                running.clear()
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _pool()
+                job, fault = running.pop(future), _fault(future)
+                if fault is None:
+                    again.append(job)
+                else:
+                    settle(job, fault)
+            for job in again:
+                pool, fault = _alone(pool, job)
+                settle(job, fault)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    return Played(failed, tuple(left))
 
 
-def _outcome(future: Future[str]) -> tuple[str, bool]:
+def _fitting(
+    jobs: Iterable[Job], seconds: Callable[[Cell], float], deadline: float, left: list[Cell]
+) -> Iterator[Job]:
+    """The jobs that still fit when they are asked for; cells of the others go to `left`."""
+    for job in jobs:
+        late = left and job.cell.config.run.seed != left[0].config.run.seed
+        if late or time.monotonic() + seconds(job.cell) > deadline:
+            left.append(job.cell)
+        else:
+            yield job
+
+
+def _started(pool: ProcessPoolExecutor, job: Job) -> Future[str]:
     try:
-        return future.result(), False
+        return pool.submit(play, job)
+    except BrokenProcessPool as error:
+        # Another cell's process has died since the last look.
+        future: Future[str] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _fault(future: Future[str]) -> str | None:
+    """The cell's fault or "", once it ends; None where a process died."""
+    try:
+        return future.result()
     except BrokenProcessPool:
-        return _DIED, True
+        return None
+
+
+def _alone(pool: ProcessPoolExecutor, job: Job) -> tuple[ProcessPoolExecutor, str]:
+    """Play one job while no other runs: the pool to go on with, and the job's fault or ""."""
+    fault = _fault(_started(pool, job))
+    return (pool, fault) if fault is not None else (_renewed(pool), _DIED)
+
+
+def _renewed(pool: ProcessPoolExecutor) -> ProcessPoolExecutor:
+    """Another pool, once the broken one's processes have let go of their folders."""
+    pool.shutdown()
+    return _pool()
 
 
 def _pool() -> ProcessPoolExecutor:

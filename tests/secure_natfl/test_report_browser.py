@@ -101,7 +101,7 @@ def test_study_page_shuts_nobody_out_and_asks_for_nothing(
 ) -> None:
     study, folder, _ = played({2.0: 0.5, 8.0: 1.0, math.inf: 1.5})
     wish = Wish(folder.path, "natfl study smoke-study", resume=True)
-    look(tab, conduct(study, wish, Console(quiet=True)), axe)
+    look(tab, conduct(study, wish, Console(quiet=True)).page, axe)
 
 
 FAULTS = {

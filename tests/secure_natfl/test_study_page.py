@@ -140,7 +140,7 @@ def test_the_page_shows_curve_and_fronts_of_attacks_bytes_and_cpu_time(played):
     (folder.path / "attacks.csv").write_text("\n".join(lines), encoding="utf-8")
     assert attack_figures(folder.path, analysis.plan.settings)["uniform, ε = ∞"] == 0.4
     wish = Wish(folder.path, "natfl study smoke-study", resume=True)
-    page = conduct(study, wish, Console(quiet=True)).read_text(encoding="utf-8")
+    page = conduct(study, wish, Console(quiet=True)).page.read_text(encoding="utf-8")
     assert 'id="figure-epsilon-central"' in page
     for front in ("advantage", "bytes", "seconds"):
         assert f'id="figure-front-{front}"' in page
@@ -179,7 +179,7 @@ def test_epsilon_of_one_relation_is_never_weighed_against_that_of_another(played
     assert "one unit added or removed, δ = 1e-6, against everybody but the site" in heads.why[0]
     assert "one unit replaced, δ = 1e-5" in shards.why[0]
     wish = Wish(folder.path, "natfl study two", resume=True)
-    page = conduct(study, wish, Console(quiet=True)).read_text(encoding="utf-8")
+    page = conduct(study, wish, Console(quiet=True)).page.read_text(encoding="utf-8")
     (one,) = re.findall(r'<figure id="figure-epsilon-central">.*?</figure>', page, re.DOTALL)
     (two,) = re.findall(r'<figure id="figure-epsilon-central1">.*?</figure>', page, re.DOTALL)
     assert "added or removed" in one

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from secure_natfl.cli import app
 from secure_natfl.study import newcomers, runner
 from secure_natfl.study.cell import play
 from secure_natfl.study.cell_run import Job
@@ -76,7 +78,7 @@ def whole(study: StudyFile, out: Path) -> Path:
     folder = StudyFolder.open(out, study, "", resume=False)
     for cell in plan_of(study).cells():
         assert play(Job(cell, folder)) == ""
-    assert conduct(study, Wish(out, "natfl study", resume=True), quiet()) is not None
+    assert conduct(study, Wish(out, "natfl study", resume=True), quiet()).failed == []
     return out
 
 
@@ -126,12 +128,11 @@ def test_killed_inside_a_cell_and_taken_up_it_gives_the_same_tables(tiny, monkey
     assert list(work.iterdir()), "the study ended before it was killed"
     assert not Path("killed/study.html").exists()
     monkeypatch.setattr(runner, "workers", lambda: 1)
-    page = conduct(study, Wish(Path("killed"), "natfl study", resume=True), quiet())
+    page = conduct(study, Wish(Path("killed"), "natfl study", resume=True), quiet()).page
     same_tables(expected, Path("killed"))
     assert charges(Path("killed")) == charges(expected)
     assert set(charges(expected).values()) == {1}
     assert not work.exists()
-    assert page is not None
     text = page.read_text(encoding="utf-8")
     assert "NOT PRIVATE" in text
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", text)
@@ -144,17 +145,90 @@ def test_killed_inside_a_cell_and_taken_up_it_gives_the_same_tables(tiny, monkey
 
 
 def test_a_failed_cell_is_named_and_the_rest_is_played(tiny, monkeypatch):
+    """By the command line as well: its exit code says that something failed."""
+    monkeypatch.setattr(runner, "workers", lambda: 1)
     study = tiny('"local_only"', "8.0")
-    plan = plan_of(study)
+    first, second = plan_of(study).cells()
     folder = StudyFolder.open(Path("out"), study, "", resume=False)
-    first, second = plan.cells()
-    # A file where the cell's own files must go: its disk refuses.
+    # A folder where the cell's own file must go: its disk refuses.
     (folder.path / "cells" / f"{first.id}.part").mkdir()
-    faults = {cell.id: play(Job(cell, folder)) for cell in (first, second)}
-    assert "Error" in faults[first.id]
-    assert faults[second.id] == ""
+    said = CliRunner().invoke(app, ["study", "tiny.toml", "--out", "out", "--resume"])
+    assert said.exit_code == 1
     assert not folder.done(first)
     assert folder.done(second)
+    page = Path("out/study.html").read_text(encoding="utf-8")
+    assert "Cells that failed" in page
+    assert "comparisons, seed 0, fold 1" in page
+    assert "IsADirectoryError" in page
+    (folder.path / "cells" / f"{first.id}.part").rmdir()
+    said = CliRunner().invoke(app, ["study", "tiny.toml", "--out", "out", "--resume"])
+    assert said.exit_code == 0
+    assert folder.done(first)
+
+
+NETWORKS = """
+import os, signal, time
+from pathlib import Path
+from torch import nn
+
+def network():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+
+def neighbour():
+    if not Path("at-work").exists():
+        Path("at-work").touch()
+        time.sleep(600)
+    return network()
+
+def deadly():
+    while not Path("at-work").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_process_that_dies_fails_its_own_cell_and_no_other(tiny, tmp_path, monkeypatch):
+    (tmp_path / "networks_here.py").write_text(NETWORKS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(runner, "workers", lambda: 2)
+    study = tiny('"local_only"', "8.0")
+    common = study.common | {"models.pretrain_epochs": 0}
+    arms = {
+        arm: {"data.hospitals.children.architectures": [f"networks_here:{arm}"]}
+        for arm in ("neighbour", "deadly", "network")
+    }
+    plan = plan_of(study.model_copy(update={"common": common, "arms": arms}))
+    folder = StudyFolder.open(Path("out"), study, "", resume=False)
+    cells = [plan.comparison(setting, 0, 0) for setting in plan.settings]
+    said = []
+    played = runner.play_all(
+        [Job(cell, folder) for cell in cells],
+        lambda cell: 0.0,
+        1e9,
+        lambda cell, fault: said.append((cell.id, bool(fault))),
+    )
+    assert [folder.done(cell) for cell in cells] == [True, False, True]
+    assert list(played.failed) == [cells[1].id]
+    assert "died" in played.failed[cells[1].id]
+    assert sorted(said) == sorted((cell.id, cell is cells[1]) for cell in cells)
+
+
+def test_a_budget_cuts_later_seeds_and_within_one_the_long_cells(tiny, monkeypatch):
+    monkeypatch.setattr(runner, "workers", lambda: 1)
+    study = tiny('"local_only"', "8.0").model_copy(update={"seeds": [3, 1]})
+    folder = StudyFolder.open(Path("out"), study, "", resume=False)
+    long, short, *later = plan_of(study).cells()
+    played = runner.play_all(
+        [Job(cell, folder) for cell in (long, short, *later)],
+        lambda cell: 1e6 if cell is long else 1.0,
+        1e3,
+        lambda cell, fault: None,
+    )
+    assert [cell.config.run.seed for cell in later] == [1, 1]
+    assert played.left == (long, *later)
+    assert not played.failed
+    assert [folder.done(cell) for cell in (long, short, *later)] == [False, True, False, False]
 
 
 def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted(tiny, monkeypatch):
@@ -194,8 +268,7 @@ def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted
 
 def test_a_budget_that_holds_nothing_plays_nothing(tiny):
     study = tiny('"local_only"', "8.0")
-    page = conduct(study, Wish(Path("out"), "natfl study", budget=0.001), quiet())
-    assert page is not None
+    page = conduct(study, Wish(Path("out"), "natfl study", budget=0.001), quiet()).page
     assert "No setting has all its folds yet." in page.read_text(encoding="utf-8")
     assert Path("out/results.csv").read_text() == ""
     assert "<table" not in page.read_text(encoding="utf-8")

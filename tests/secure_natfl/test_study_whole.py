@@ -96,8 +96,7 @@ def test_arms_of_whole_runs_from_file_to_page(tiny, monkeypatch):
         assert play(Job(cell, folder)) == ""
     monkeypatch.setattr(runner, "workers", lambda: 1)
     quiet = Console(quiet=True)
-    page = conduct(study, Wish(Path("out"), "natfl study tiny.toml", resume=True), quiet)
-    assert page is not None
+    page = conduct(study, Wish(Path("out"), "natfl study tiny.toml", resume=True), quiet).page
     text = page.read_text(encoding="utf-8")
     assert "NOT PRIVATE" in text
     assert "All images are phantoms" in text
