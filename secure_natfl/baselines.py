@@ -51,8 +51,9 @@ LABELS = {
     "noise_proxies": (
         "Noise-image proxies",
         "A control: the same federation, speaking models, clip and noise level, but asked about "
-        "images of uniform noise instead of natural images. Of linear heads on one public network "
-        "(dp-sgd) any images tell much.",
+        "images of uniform noise instead of natural images. Linear heads on one public network "
+        "(dp-sgd) are told by natural images as well as by X-rays, and by images of noise far "
+        "worse.",
     ),
 }
 
