@@ -184,7 +184,11 @@ def _foretell(
             "of it: first seeds come first"
         )
     if any(not simulated(setting.config) for setting in plan.settings):
-        lines.append("real images: every cell charges the study's own ledgers; seeded, NOT PRIVATE")
+        lines += [
+            "real images: every cell charges the study's own ledgers; seeded, NOT PRIVATE",
+            "it is not on your sites' ledgers, and their budgets stop no cell: subtract the page's "
+            "figure yourself",
+        ]
     else:
         lines.append("phantoms alone: nobody's privacy is at stake")
     for line in lines:

@@ -1,5 +1,6 @@
 """A study file, its grid, and everything that is refused before the first cell runs."""
 
+import io
 import math
 import tomllib
 
@@ -270,6 +271,19 @@ def test_a_newcomer_whose_patients_take_part_is_refused(with_newcomer, tmp_path)
     (tmp_path / "copy" / "in.npz").write_bytes((tmp_path / "in.npz").read_bytes())
     with pytest.raises(DataError, match=r"patient\(s\) are also at a-1"):
         check_plan(plan)
+
+
+def test_on_real_images_it_says_that_sites_ledgers_know_nothing_of_it(
+    with_newcomer, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    console = Console(record=True, file=io.StringIO())
+    study = with_newcomer([0, 1] * 30).study
+    assert conduct(study, Wish(tmp_path / "out", "", dry=True), console) is None
+    said = console.export_text()
+    assert "not on your sites' ledgers" in said
+    assert "subtract the page's figure yourself" in said
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_study_never_charges_somebody_elses_ledgers(tmp_path, study):
