@@ -22,6 +22,8 @@ Insecure = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 _LOOK = 1.0
+_BEGIN = 300.0
+"""Seconds in which Flower must have started the coordinator."""
 
 
 @app.command()
@@ -85,7 +87,7 @@ def server(
         launch.register(folder, host, port, insecure=insecure)
         launch.submit(folder)
         _say(f"Listening on {host}:{port}; what happens is in {folder / launch.LOG}")
-        said = _awaited(outcome, lambda: _works(folder))
+        said = _awaited(outcome, lambda: _works(folder), lambda: _begun(folder))
     finally:
         processes.stop(folder)
     kind, _, rest = said.partition(" ")
@@ -101,7 +103,7 @@ def client(
     port: Annotated[int, typer.Option(help="A free port of this machine, for Flower.")] = 9094,
     insecure: Insecure = False,
 ) -> None:
-    """Take part as a site, in the background: its own process, and Flower's beside it."""
+    """Take part as a site, in the background; returns once the server has admitted it."""
     _take_part(folder, server, port, insecure=insecure)
 
 
@@ -112,7 +114,7 @@ def holder(
     port: Annotated[int, typer.Option(help="A free port of this machine, for Flower.")] = 9094,
     insecure: Insecure = False,
 ) -> None:
-    """Take part as an independent key holder, in the background."""
+    """Take part as an independent key holder, in the background; returns once admitted."""
     _take_part(folder, server, port, insecure=insecure)
 
 
@@ -161,21 +163,28 @@ def stop(folder: Folder) -> None:
 
 def _take_part(folder: Path, server: str, port: int, *, insecure: bool) -> None:
     from secure_natfl.deploy import launch, processes
+    from secure_natfl.deploy.admission import SUPERNODE_LOG, await_admission
 
     folder = folder.resolve()
     launch.check_insecure(launch.address(server)[0], insecure=insecure)
     alive = processes.running(folder)
     if "party" not in alive:
         launch.start_party(folder)
+    log, since = folder / SUPERNODE_LOG, 0
     if "supernode" not in alive:
+        since = log.stat().st_size if log.exists() else 0
         launch.start_node(folder, server, port, insecure=insecure)
+    await_admission(folder, since)
     _say(f"{folder.name} takes part; natfl deploy status {folder}")
 
 
-def _awaited(file: Path, lives: Callable[[], bool]) -> str:
+def _awaited(file: Path, lives: Callable[[], bool], begun: Callable[[], bool]) -> str:
+    until = time.monotonic() + _BEGIN
     while not file.exists():
         if not lives():
             return "error a process of the server ended: look into superlink.log"
+        if time.monotonic() > until and not begun():
+            return f"error no coordinator started in {_BEGIN:.0f} s: look into superlink.log"
         time.sleep(_LOOK)
     return file.read_text(encoding="utf-8").strip()
 
@@ -186,6 +195,13 @@ def _works(folder: Path) -> bool:
 
     needed = {"superlink", launch.COORDINATOR} & set(processes.recorded(folder))
     return needed <= set(processes.running(folder)) or (folder / launch.OUTCOME).exists()
+
+
+def _begun(folder: Path) -> bool:
+    """Whether the coordinator ever ran since the SuperLink was started."""
+    from secure_natfl.deploy import launch, processes
+
+    return launch.COORDINATOR in processes.recorded(folder)
 
 
 def _say(text: str) -> None:

@@ -103,9 +103,9 @@ def play(root: Path, console: Console) -> int:
     serving = None
     try:
         _say(console, "Three sites and the server start, each in a folder of its own")
+        serving = _serve(server)
         for process in [_client(root, number) for number in range(len(SITES))]:
             process.wait()
-        serving = _serve(server)
         _until("the first round is planned", server, lambda: _stands(server, "planned") > 0)
         victim = root / SITES[1]
         _say(console, f"kill -9: the site {victim.name}, in the first round")

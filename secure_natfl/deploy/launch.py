@@ -7,6 +7,7 @@ installs nothing at run time. What was started is written down (`processes`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -64,6 +65,7 @@ def start_node(folder: Path, server: str, port: int, *, insecure: bool = False) 
 def start_link(folder: Path, host: str, port: int, *, insecure: bool = False) -> int:
     """Flower's SuperLink for the server's folder: TLS, and registered machines only."""
     check_insecure(host, insecure=insecure)
+    check_free(port, host)
     home = folder / FLOWER
     home.mkdir(exist_ok=True, mode=0o700)
     transport = (
@@ -259,17 +261,21 @@ def _until(ready: Callable[[], bool], pid: int, log: Path) -> None:
         time.sleep(0.1)
 
 
-def check_free(port: int) -> None:
-    """ConfigError where another program of this machine has the port already."""
-    with socket.socket() as probe:
+def check_free(port: int, host: str = "127.0.0.1") -> None:
+    """ConfigError where nobody can listen on the port: mostly another program does already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
             raise ConfigError(
-                f"port {port} of this machine is taken",
-                why="another party's Flower, or another program, listens there",
-                fix="give a free one with --port",
+                f"port {port} of this machine {'is taken' if taken else 'cannot be opened'}",
+                where=host,
+                why="another party's Flower, or another program, listens there"
+                if taken
+                else error.strerror or str(error),
+                fix="give a free one with --port, and with --host an address of this machine",
             ) from error
 
 
