@@ -1,6 +1,7 @@
 """Studies played for real on a few phantoms: killed and taken up, failed cells, budgets, pages."""
 
 import csv
+import itertools
 import os
 import random
 import re
@@ -18,10 +19,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from secure_natfl import baselines
 from secure_natfl.cli import app
 from secure_natfl.study import newcomers, runner
-from secure_natfl.study.cell import play
-from secure_natfl.study.cell_run import Job
+from secure_natfl.study.cell import keys_of, play
+from secure_natfl.study.cell_run import Job, start_of
 from secure_natfl.study.conduct import Wish, conduct
 from secure_natfl.study.file import StudyFile, read_study
 from secure_natfl.study.folder import StudyFolder
@@ -234,7 +236,15 @@ def test_a_budget_cuts_later_seeds_and_within_one_the_long_cells(tiny, monkeypat
 def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted(tiny, monkeypatch):
     """Where nothing comes back to a site's own network, ε cannot matter to it."""
     monkeypatch.setattr(newcomers, "DRAWS", 1)
-    study = tiny('"central", "personalised", "local_only", "noise_proxies"', "2.0, 8.0")
+    asked, asked_about = [], baselines.asked_about
+
+    def listened(images, *more):
+        asked.append(images)
+        return asked_about(images, *more)
+
+    monkeypatch.setattr(baselines, "asked_about", listened)
+    controls = '"noise_proxies", "in_domain_proxies"'
+    study = tiny(f'"central", "personalised", "local_only", {controls}', "2.0, 8.0")
     common = study.common | {"system.downward": "off", "privacy.mechanism": "dp-sgd"}
     del common["privacy.shards"]
     common["data.hospitals"] = [
@@ -249,6 +259,15 @@ def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted
     folder = StudyFolder.open(Path("out"), study, "", resume=False)
     one, two = (plan.federation(setting, 0, 0) for setting in plan.settings)
     assert play(Job(one, folder)) == ""
+    # Of the two controls one is asked about the sites' own images, none of them held back.
+    inside = start_of(one.config, folder)[0].sites
+    own = {key for site in inside for key in keys_of(site.train.images)}
+    held_back = {key for site in inside for key in keys_of(site.test.images)}
+    noise, private = (set(keys_of(images)) for images in asked)
+    assert len(private) == one.config.proxies.per_round
+    assert private < own
+    assert not private & held_back
+    assert not noise & own
     kept = {file: file.stat().st_mtime_ns for file in folder.shared.iterdir()}
     assert len(kept) == 3
     assert play(Job(two, folder)) == ""
@@ -260,6 +279,9 @@ def test_own_networks_are_trained_once_for_all_noise_and_newcomers_are_predicted
     assert first["late:fitted"].shape == first["late:few_labels"].shape == (1, 20, 2)
     assert not np.array_equal(first["late:fitted"], second["late:fitted"])
     assert "children:fitted" not in first
+    asked_differently = ("central", "noise_proxies", "in_domain_proxies")
+    for model, other in itertools.combinations(asked_differently, 2):
+        assert not np.array_equal(first[f"children:{model}"], first[f"children:{other}"])
     assert not np.array_equal(first["children:central"], second["children:central"])
     alone = folder.arrays(plan.comparison(plan.settings[0], 0, 0))
     assert np.array_equal(alone["late:keys"], first["late:keys"])
