@@ -10,12 +10,14 @@ import torch
 from protocols.errors import ConfigError
 from secure_natfl.federation import Federation, Site
 from secure_natfl.seeds import Seeds
-from secure_natfl.system_tables import Summing
+from secure_natfl.system_tables import NatImg, Summing
 
 GroupOf = Callable[[Site], str]
 
 
-def declared_weights(table: Summing, federation: Federation, group_of: GroupOf) -> dict[str, int]:
+def declared_weights(
+    table: Summing | NatImg, federation: Federation, group_of: GroupOf
+) -> dict[str, int]:
     """α of every site: 1, or its declared size against the smallest of its group, capped."""
     if table.alpha == "equal":
         return {site.name: 1 for site in federation.sites}

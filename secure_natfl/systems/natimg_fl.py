@@ -35,6 +35,7 @@ from secure_natfl.personal import answering
 from secure_natfl.seeds import Seeds
 from secure_natfl.system_tables import NatImg
 from secure_natfl.systems.betas import BETAS, Answer
+from secure_natfl.systems.cohorts import declared_weights
 from secure_natfl.systems.private_head import Begin, PrivateHead, frozen_features, head_answer
 from secure_natfl.systems.speaking import (
     PublicBackbone,
@@ -118,18 +119,7 @@ class NatImgFL:
 
     def weights(self) -> dict[str, int]:
         """α of every site: 1, or its declared size against the smallest of its group, capped."""
-        if self.options.alpha == "equal":
-            return {site.name: 1 for site in self.federation.sites}
-        smallest: dict[str, int] = {}
-        for site in self.federation.sites:
-            group = self.group_of(site)
-            smallest[group] = min(smallest.get(group, site.patients), site.patients)
-        return {
-            site.name: min(
-                self.options.alpha_max, round(site.patients / smallest[self.group_of(site)])
-            )
-            for site in self.federation.sites
-        }
+        return declared_weights(self.options, self.federation, self.group_of)
 
     def layout(self, rows: int) -> Layout:
         """The released matrix: numerators [rows, C] and, where β is used, denominators."""
