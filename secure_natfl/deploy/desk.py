@@ -6,6 +6,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -70,12 +71,15 @@ class Desk(ABC):
             found = answer(asked, answering(asked), self.key)
             # Training takes long: a veto that came meanwhile holds the answer back.
             self._demand_no_veto()
-        except RunFolderError:
+            self._journal.keep(asked, found)
+        except RunFolderError as error:
+            # The disk that fails may be this very one.
+            with suppress(OSError):
+                self._log(error, known, body)
             raise
         except NatflError as error:
             self._log(error, known, body)
             return refusal(body, self.enrolled.session, known, self.name, self.key)
-        self._journal.keep(asked, found)
         return found
 
     def close(self) -> None:

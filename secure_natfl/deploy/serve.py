@@ -8,6 +8,7 @@ live keys are here; what carries questions from the network is another process, 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -19,9 +20,11 @@ from protocols.transport import read_frame, write_frame
 from secure_natfl.deploy.letter import LIMIT
 from secure_natfl.deploy.party import Party
 from secure_natfl.deploy.site_file import SITE_FILE
+from secure_natfl.observe.logs import log_structured
 
 SOCKET: Final = "party.sock"
 _PATIENCE: Final = 60.0
+_LOGGER: Final = logging.getLogger(__name__)
 
 
 def open_party(folder: Path) -> Party:
@@ -65,14 +68,13 @@ def _answer(party: Party, connection: socket.socket) -> None:
         body = None if phase is None else read_frame(inward, LIMIT)
         if phase is None or body is None:
             return
+        said = phase.decode("ascii", "replace")
         try:
-            found = party.handle(phase.decode("ascii", "replace"), body)
-        except NatflError as error:
-            sys.stderr.write(f"{error}\n")
-            return
-        except Exception as error:
-            # What it says may tell of private data, and no question may end the process.
-            sys.stderr.write(f"a question ended in {type(error).__name__}\n")
+            found = party.handle(said, body)
+        except Exception:
+            # No question may end the process, and what the error says may be private: the
+            # formatter keeps its kind alone.
+            _LOGGER.exception("question-failed", extra={"phase": said})
             return
         write_frame(outward, found)
 
@@ -83,6 +85,7 @@ def main() -> int:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     folder = Path(sys.argv[1]).resolve()
+    log_structured()
     try:
         party = open_party(folder)
         sys.stdout.write("ready\n")

@@ -27,11 +27,19 @@ NAMES: Final = frozenset({"party", "phase", "kind", "stage", "session"})
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 
 
+def log_structured() -> None:
+    """Have all that this process logs or warns of, whoever it is, pass the formatter to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
 class JsonFormatter(logging.Formatter):
     """`logger.info("round-opened", extra={"round": 3})` → {"event": "round-opened", "round": 3, …}.
 
     The event is the message as it stands in the source, without arguments, and only if it is a
-    name. Attach it to a handler; nothing else is needed.
+    name.
     """
 
     def format(self, record: logging.LogRecord) -> str:

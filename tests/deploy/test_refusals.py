@@ -13,7 +13,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from protocols.chain import SigningKey
-from protocols.errors import ConfigError, ProtocolError
+from protocols.errors import ConfigError, ProtocolError, RunFolderError
 from secure_natfl.cli import app
 from secure_natfl.deploy import letter
 from secure_natfl.deploy.demo import SITES
@@ -286,6 +286,19 @@ def test_a_veto_holds_back_the_answer_in_progress(site, asking, monkeypatch):
     assert "a veto" in _log(site)[-1]["what"]
     veto.unlink()
     assert not asking.refused(site.handle("plan", asked), asked, NAME)
+
+
+def test_a_disk_that_fails_is_told_on_this_side_alone(site, asking, monkeypatch):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    asked = asking.meet(NAME)
+    with monkeypatch.context() as patch:
+        patch.setattr("secure_natfl.deploy.journal.write", full)
+        with pytest.raises(RunFolderError):
+            site.handle("meet", asked)
+    assert "No space left" in _log(site)[-1]["what"]
+    assert not asking.refused(site.handle("meet", asked), asked, NAME)
 
 
 def test_one_process_works_in_a_folder(site):

@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,8 +18,9 @@ from protocols.accounting import compose
 from protocols.audit_events import Charged, Refused, RoundPlanned, SessionClosed
 from protocols.audit_log import AuditLog
 from protocols.chain import canonical
-from protocols.errors import ConfigError, NatflError, RunFolderError
+from protocols.errors import ConfigError, RunFolderError
 from protocols.ledger_heads import sign_head
+from secure_natfl.deploy.loopback import ask_socket
 from secure_natfl.observe.logs import JsonFormatter, follow
 from secure_natfl.observe.metrics import ailments, metrics
 from secure_natfl.observe.serve import endpoint
@@ -24,8 +28,7 @@ from secure_natfl.observe.state import look
 from secure_natfl.observe.view import watch
 from tests.faults.federation import Ended, Federation
 from tests.faults.network import Schedule
-
-CANARY = "Zq7-canary-Wanda-Example-1961"
+from tests.observe.failing import CANARY, error_paths
 
 
 @pytest.fixture(scope="module")
@@ -138,20 +141,6 @@ def test_the_log_is_one_object_a_line_of_known_fields(played) -> None:
     assert {"cost", "signature", "head", "patients"}.isdisjoint(key for one in lines for key in one)
 
 
-def error_paths() -> list[Exception]:
-    """Five hundred errors that say what no log may: in what, where, why, fix, or all of it."""
-    found: list[Exception] = []
-    for number in range(125):
-        text = f"{CANARY}-{number}"
-        found += [
-            NatflError(text, where=text, why=text, fix=text),
-            ValueError(text, {"patient": text}),
-            OSError(2, text, f"/data/{text}.dcm"),
-            KeyError(text),
-        ]
-    return found
-
-
 def test_five_hundred_error_paths_leave_no_canary_in_the_log() -> None:
     out = io.StringIO()
     handler = logging.StreamHandler(out)
@@ -172,6 +161,31 @@ def test_five_hundred_error_paths_leave_no_canary_in_the_log() -> None:
     last = json.loads(lines[-1])
     assert (last["event"], last["round"], last["error"]) == ("attempt-failed", 499, "KeyError")
     assert {json.loads(line)["event"] for line in lines} == {"attempt-failed", "unnamed"}
+
+
+def test_five_hundred_error_paths_leave_no_canary_in_a_partys_own_log(tmp_path) -> None:
+    """The process that answers at a site, on a socket; each of its answers ends in an error."""
+    path, log = tmp_path / "party.sock", tmp_path / "party.log"
+    command = [sys.executable, "-m", "tests.observe.failing", str(path)]
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as party:
+        try:
+            until = time.monotonic() + 60
+            while not path.exists():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            for _ in error_paths():
+                with pytest.raises(ConnectionResetError):
+                    ask_socket(path, "plan", CANARY.encode(), 10)
+        finally:
+            party.kill()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert CANARY not in log.read_text()
+    failed = [line for line in lines if line["event"] == "question-failed"]
+    assert len(failed) == 500
+    assert {line["phase"] for line in failed} == {"plan"}
+    assert {line["error"] for line in failed} >= {"NatflError", "ValueError", "KeyError"}
+    # What other libraries log and warn of comes without its text, too.
+    assert len([line for line in lines if line["event"] == "unnamed"]) == 1000
 
 
 def test_what_is_private_on_disk_is_in_no_view(played, tmp_path) -> None:
