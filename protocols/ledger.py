@@ -1,6 +1,6 @@
 """The privacy ledger of one site: durable, append-only, charged before anything leaves.
 
-It belongs to the site, spans runs and studies, and adds up per patient set. A line is on disk
+It belongs to the site, spans runs, and adds up per patient set. A line is on disk
 before noise is drawn, is never changed and never refunded; what was drawn is stored beside it, so
 that a retry sends the same integers again and costs nothing.
 """
