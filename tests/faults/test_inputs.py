@@ -4,19 +4,21 @@ import os
 import resource
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.ours import Ours
 from protocols.chain import SigningKey
 from protocols.envelope import authentic, identity, kind_of, outline, seal
 from protocols.errors import ConfigError, NatflError, ProtocolError
 from protocols.messages import KINDS, Contribution
-from protocols.multikey_ckks import MultiKeySum
+from protocols.multikey_ckks import MultiKeySum, protect
+from protocols.residues import pack
 from secure_natfl.toml_config import load
 
 
@@ -147,22 +149,38 @@ def test_r12_a_hundred_thousand_changed_ciphertexts_are_not_added(round_of_three
     assert ciphertexts(round_of_three, 100_000, seed=13)[0] == 0
 
 
+def opened(made: Ours, body: Callable[[bytes], bytes]) -> NDArray[np.int64]:
+    """The sum of three, of whom the last signs a changed body, and shares of its true key."""
+    name, sent = made.names[2], [made.client(0), made.client(1)]
+    client, own, group = made.clients[name], made.accept(name), made.group
+    part = protect(
+        made.ring,
+        made.releases[2],
+        (0, made.size),
+        reference=made.reference(),
+        heaviest=1,
+        holders=len(made.holders),
+        threshold=made.enrolment.threshold,
+    )
+    blob = client.contribute(own, group, body(part.body))
+    shares = [*client.share_key(own, blob, group, part.shares)]
+    total, request = made.aggregate([one.contribution for one in sent] + [blob])
+    return made.open(total, request, made.answers([*(one.shares for one in sent), shares], request))
+
+
 def test_r12_a_signed_lie_opens_to_nothing_and_names_no_other(tmp_path) -> None:
     """One contribution of noise in a sum of three: the bounds of an honest sum do not hold."""
-    made = Ours(tmp_path, (1, 1, 1), rows=40, columns=2)
-    sent = [made.client(at) for at in range(3)]
-    lie = outline(sent[2].contribution)
-    noise = os.urandom(len(lie.body))
-    key = made.clients["client-0002"].key
-    blobs = [sent[0].contribution, sent[1].contribution]
-    try:
-        total, request = made.aggregate([*blobs, seal(lie.model_copy(update={"body": noise}), key)])
-    except ProtocolError:
-        # Most noise is out of range at once.
-        return
-    answers = made.answers([one.shares for one in sent], request)
-    with pytest.raises(ProtocolError):
-        made.open(total, request, answers)
+    for name in ("honest", "lied"):
+        (tmp_path / name).mkdir()
+    honest = Ours(tmp_path / "honest", (1, 1, 1), rows=40, columns=2)
+    assert (opened(honest, lambda body: body) == honest.expected()).all()
+    lied = Ours(tmp_path / "lied", (1, 1, 1), rows=40, columns=2)
+    draw, ring = np.random.default_rng(12), lied.ring
+    places = ring.blocks(lied.size) * ring.degree
+    noise = draw.integers(ring.wire_limit, size=(1, places), dtype=np.uint64)
+    with pytest.raises(ProtocolError, match="open") as refused:
+        opened(lied, lambda body: pack(noise, ring.wire_bits))
+    assert not any(name in str(refused.value) for name in lied.names)
 
 
 NUMBERS = ("-1", "nan", "inf", "-inf", '"many"', "[]", "{}")

@@ -1,9 +1,11 @@
 """R9, R10: files that change by themselves, and clocks that jump."""
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,33 +108,50 @@ def test_r09_a_ledger_whose_tables_have_no_readable_name_is_refused(tmp_path) ->
 # R10: the clock.
 
 
+class Clock(datetime):
+    """What the audit log asks for the time."""
+
+    at = datetime(2026, 3, 29, 0, 59, 59, tzinfo=UTC)
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls.at
+
+
 def test_r10_a_log_is_whole_whatever_the_clock_does(tmp_path, monkeypatch) -> None:
     """24 jumps, from a second to ten years either way: order is by number, not by time."""
-    start, jumps = datetime(2026, 3, 29, 0, 59, 59, tzinfo=UTC), []
+    jumps: list[int] = []
     for seconds in (1, 2, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400):
         jumps += [seconds, -seconds]
     jumps += [sign * 86_400 * 365 * years for years in (2, 4, 8, 10) for sign in (1, -1)]
     assert len(jumps) == 24
-
-    class Clock(datetime):
-        at = start
-
-        @classmethod
-        def now(cls, tz=None):
-            return cls.at
-
     monkeypatch.setattr("protocols.audit_log.datetime", Clock)
     for jump in jumps:
-        Clock.at += timedelta(seconds=jump)
+        monkeypatch.setattr(Clock, "at", Clock.at + timedelta(seconds=jump))
         with AuditLog(tmp_path / "audit.jsonl") as log:
             log.append("server", RoundLearned(round=len(log.records), model="0" * 64))
     log = read_log((tmp_path / "audit.jsonl").read_bytes())
     assert [record.body.round for record in log.records()] == list(range(24))
 
 
-def test_r10_the_parties_ask_no_clock(played) -> None:
-    """A delayed plan is judged by its number: old messages that arrive late open nothing."""
-    assert played.attempt(3, Schedule(seed=1, delay=0.3)) is Ended.REFUSED
-    assert played.attempt(3, Schedule(seed=2, replay=0.02)) in {Ended.WELL, Ended.REFUSED}
-    assert played.attempt(3) is Ended.WELL
+def test_r10_the_parties_ask_no_clock(played, monkeypatch) -> None:
+    """Each look at a clock is ten years from the last: rounds open, and close, as ever."""
+    real, asked = {name: getattr(time, name) for name in ("time", "monotonic")}, iter(range(10**9))
+
+    def jumping(name: str) -> float:
+        return real[name]() + (-1) ** next(asked) * 10 * 365 * 86_400
+
+    for name in real:
+        monkeypatch.setattr(time, name, partial(jumping, name))
+        monkeypatch.setattr(time, f"{name}_ns", lambda name=name: int(jumping(name) * 10**9))
+    assert time.time() - time.time() > 10**8
+    monkeypatch.setattr("protocols.audit_log.datetime", Clock)
+    # A delayed plan is judged by its number: old messages that arrive late open nothing.
+    for years, schedule, ends in (
+        (10, Schedule(seed=1, delay=0.3), {Ended.REFUSED}),
+        (-20, Schedule(seed=2, replay=0.02), {Ended.WELL, Ended.REFUSED}),
+        (15, Schedule(), {Ended.WELL}),
+    ):
+        monkeypatch.setattr(Clock, "at", Clock.at + timedelta(days=365 * years))
+        assert played.attempt(3, schedule) in ends
     played.check()
