@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Flower takes typer and rich back to older versions than all else is tested with.
+FLOWER := .venv-flower
 
-.PHONY: setup run demo-deploy test nightly lint bench notebook clean
+.PHONY: setup run demo-deploy test nightly nightly-deploy lint bench notebook clean
 
 setup: $(READY)
 
@@ -26,6 +28,11 @@ nightly: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m pytest -m nightly
 
+nightly-deploy:
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,flower]'
+	$(FLOWER)/bin/python -m pytest -m nightly tests/deploy
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +51,4 @@ notebook: $(READY)
 	@echo "Executed: runs/leakage_attack.ipynb"
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(FLOWER) runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
