@@ -15,6 +15,7 @@ from secure_natfl.config import Config, RemoteHospital
 from secure_natfl.data.arrays import to_float
 from secure_natfl.data.records import Form, Records, Unit
 from secure_natfl.deploy.enrolled import Enrolled
+from secure_natfl.deploy.letter import MOST_PARTS
 from secure_natfl.federation import Federation, Site, Task
 from secure_natfl.seeds import Seeds
 from secure_natfl.sources import load_proxies
@@ -76,8 +77,10 @@ class Agreement:
 def agreement(config: Config, seeds: Seeds) -> Agreement:
     """Load the public images, agree on weights and noise; spends nothing.
 
-    ConfigError for a configuration that names anything but remote hospitals of one task.
+    ConfigError for a configuration that names anything but remote hospitals of one task, or more
+    of them than one letter can speak of.
     """
+    _check_letters(config)
     federation = declared(config)
     system = NatImgFL(config, federation, seeds)
     layout = system.layout(config.proxies.per_round)
@@ -145,6 +148,19 @@ def public_images(config: Config, records: Records) -> Naturals:
 
     images = to_float(records.images, config.data.size, config.data.channels)
     return Naturals(torch.from_numpy(images), torch.from_numpy(records.labels))
+
+
+def _check_letters(config: Config) -> None:
+    """A key holder opens all sums of a round by one letter: a share per site, a request per sum."""
+    tables = [_remote(table) for table in config.data.hospitals]
+    parts = len(tables) + len({table.group for table in tables})
+    if parts > MOST_PARTS:
+        raise ConfigError(
+            f"{len(tables)} hospitals are too many for one deployed session",
+            where="data.hospitals",
+            why=f"opening takes letters of {parts} parts, and {MOST_PARTS} is the most",
+            fix="make several federations of them",
+        )
 
 
 def _remote(table: object) -> RemoteHospital:

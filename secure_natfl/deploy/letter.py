@@ -29,6 +29,9 @@ SIGNATURE_BYTES: Final = 64
 LIMIT: Final = 1 << 28
 """The most bytes of a letter; whoever reads one from a wire stops there."""
 
+MOST_PARTS: Final = 4096
+"""The most parts of a letter."""
+
 _HEADER_LIMIT: Final = 1 << 16
 _PREFIX: Final = struct.Struct("<5sBI")
 _NOTHING: Final = "0" * 64
@@ -50,7 +53,9 @@ class Header(StrictModel):
     kind: Literal["question", "answer"]
     about: Digest = _NOTHING
     refused: bool = False
-    sizes: Annotated[tuple[Annotated[int, Field(ge=0, le=LIMIT)], ...], Field(max_length=4096)]
+    sizes: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=LIMIT)], ...], Field(max_length=MOST_PARTS)
+    ]
     sha256: Digest
 
     @property
@@ -77,7 +82,11 @@ def question(
     parts: Sequence[bytes],
     key: SigningKey,
 ) -> bytes:
-    """The server's question to one party; the same arguments give the same bytes."""
+    """The server's question to one party; the same arguments give the same bytes.
+
+    ProtocolError for more parts than `MOST_PARTS`, or more bytes than `LIMIT`.
+    """
+    _demand(len(parts) <= MOST_PARTS, f"{len(parts)} parts, and {MOST_PARTS} at most")
     header = Header(
         session=session,
         round=place[0],

@@ -16,6 +16,7 @@ from protocols.chain import SigningKey
 from protocols.errors import ConfigError, ProtocolError, RunFolderError
 from secure_natfl.cli import app
 from secure_natfl.deploy import letter
+from secure_natfl.deploy.agreement import agreement
 from secure_natfl.deploy.demo import SITES
 from secure_natfl.deploy.desk import VETO
 from secure_natfl.deploy.enrolled import ENROLLED, Enrolled, read_enrolled
@@ -141,6 +142,17 @@ def test_no_byte_of_a_letter_can_be_changed(server):
             letter.open_question(
                 bytes(changed), server.enrolled.session, "meet", "server", NAME, key
             )
+
+
+def test_more_parts_than_a_letter_has_are_refused_when_the_list_is_made(server):
+    with pytest.raises(ProtocolError, match="4097 parts, and 4096 at most"):
+        server.ask("open", (0, 1), NAME, [b""] * 4097)
+    config, seeds = server.agreement.config, server.agreement.seeds
+    first = config.data.hospitals[0]
+    many = [first.model_copy(update={"name": f"h{at}"}) for at in range(4096)]
+    data = config.data.model_copy(update={"hospitals": many})
+    with pytest.raises(ConfigError, match="4096 hospitals are too many for one deployed session"):
+        agreement(config.model_copy(update={"data": data}), seeds)
 
 
 def test_a_letter_over_the_size_limit_is_refused(unmoved, server, monkeypatch):
