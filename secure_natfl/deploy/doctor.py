@@ -130,7 +130,7 @@ def _flower() -> str:
     number = tuple(int(part) for part in found.split(".")[:2])
     low, high = FLOWER_RANGE
     if not low <= number < high:
-        raise ValueError(f"flwr {found} was not tested: install 'secure_natfl[flower]'")
+        raise ValueError(f"flwr {found} was not tested: pip install '.[flower]' in a clone")
     return f"flwr {found}, secure_natfl {__version__}"
 
 

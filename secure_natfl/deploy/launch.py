@@ -220,7 +220,7 @@ def _tool(name: str) -> str:
         raise ConfigError(
             f"{name} is not installed here",
             where=str(path.parent),
-            fix="pip install 'secure_natfl[flower]' into this environment",
+            fix="in a clone of the repository: pip install '.[flower]' into this environment",
         )
     return str(path)
 

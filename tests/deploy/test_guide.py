@@ -1,4 +1,4 @@
-"""The guide is followed word by word: its files are accepted, its commands and options exist."""
+"""What the guide shows would work: its files are accepted, its commands' options exist."""
 
 import re
 import tomllib
