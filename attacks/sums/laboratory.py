@@ -107,13 +107,14 @@ class PoisoningLab(Protocol):
     """Arms: `unbounded` (no clip), `clipped`, `protected`."""
 
     def central_accuracy(
-        self, arm: str, poison: Callable[[Floats], Floats] | None, seed: int
+        self, arm: str, poison: Callable[[Floats], Floats] | None, seed: int, *, shadow: bool
     ) -> float:
         """Accuracy in [0, 1] on private test images of a central model that learnt from all.
 
         poison: honest answers [rounds, rows, columns] of the malicious client → what it sends,
-        before the arm's clip, if that is enforced on it. None: it stays away. Runs of one seed
-        differ in nothing else.
+        before the arm's clip, if that is enforced on it. None: it stays away. Every seed has
+        sites of its own; runs of one seed differ in nothing else. shadow: whether the sites are
+        the attacker's own, to rehearse on.
         """
 
 

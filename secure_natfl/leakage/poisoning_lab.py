@@ -14,6 +14,7 @@ from attacks.answers.laboratory import Floats
 from protocols.mechanisms import ShardTeachers
 from secure_natfl.fine_tuning import fresh
 from secure_natfl.leakage.answer_arms import Said
+from secure_natfl.leakage.answer_lab import RunAnswers
 from secure_natfl.leakage.sum_lab import RunSums
 from secure_natfl.models import Network
 from secure_natfl.training import logits_of
@@ -22,18 +23,21 @@ from secure_natfl.training import logits_of
 class RunSumLab(RunSums):
     """All that attacks on sums need of a run."""
 
+    def __init__(self, answers: RunAnswers) -> None:
+        super().__init__(answers)
+        self._groups: dict[tuple[int, bool], Said] = {}
+
     def central_accuracy(
-        self, arm: str, poison: Callable[[Floats], Floats] | None, seed: int
+        self, arm: str, poison: Callable[[Floats], Floats] | None, seed: int, *, shadow: bool
     ) -> float:
-        """Accuracy on images of the other half of patients, after the first round.
+        """Accuracy on images of the attacker's half of patients, after the first round.
 
         unbounded: clear answers. clipped: everybody's within the joint clip. protected: honest
         sites clip and noise; the malicious one keeps to the range of integers alone, for nobody
         can look into a ciphertext.
         """
-        random = np.random.default_rng(seed)
-        said = self.answers.drawn(self.arms.group, random, shadow=False).rounds[0]
-        honest = self._sent(arm, said, random)[:-1].sum(0)
+        said = self.said(seed, shadow=shadow)
+        honest = self._sent(arm, said, np.random.default_rng([seed, 1]))[:-1].sum(0)
         count = len(said.clear)
         total = honest
         if poison is None:
@@ -41,6 +45,14 @@ class RunSumLab(RunSums):
         else:
             total = honest + self._malicious(arm, said, poison)
         return self._accuracy(self._central(total, count, arm, seed))
+
+    def said(self, seed: int, *, shadow: bool) -> Said:
+        """What one group says in the first round: sites of its own for every seed, in every arm."""
+        if (seed, shadow) not in self._groups:
+            random = np.random.default_rng([seed, 0])
+            sites = self.answers.fresh(self.arms.group, random, shadow=shadow)
+            self._groups[seed, shadow] = self.answers.round(sites, 0, random)
+        return self._groups[seed, shadow]
 
     def _sent(self, arm: str, said: Said, random: np.random.Generator) -> Floats:
         """What every site sends if it is honest, in the unit of its mean answer."""

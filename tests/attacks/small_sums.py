@@ -88,7 +88,7 @@ class SmallSums:
 
         return Dialogue(ask, len(answers), self.classes, sure, passive, noise)
 
-    def central_accuracy(self, arm, poison, seed):
+    def central_accuracy(self, arm, poison, seed, *, shadow):
         if self._last[0] != seed:
             self._last = seed, self._federation(np.random.default_rng(seed))
         answers, test, truth = self._last[1]

@@ -155,6 +155,27 @@ def test_one_loud_client_ruins_an_unbounded_mean_and_a_clip_holds_it(lab, random
     assert lost["clipped"] < lost["unbounded"] / 3
 
 
+class _Misleading:
+    """A loud poison costs more on the attacker's own groups, and nothing on those attacked."""
+
+    def __init__(self):
+        self.seeds = {True: set(), False: set()}
+
+    def central_accuracy(self, arm, poison, seed, *, shadow):
+        self.seeds[shadow].add(seed)
+        sent = 0.0 if poison is None else abs(poison(np.ones((1, 2, 3)))).max()
+        return 0.9 if sent <= 1 else 0.4 if shadow else 1.0
+
+
+def test_a_poison_is_chosen_on_groups_of_the_attackers_own(random):
+    lab = _Misleading()
+    found = poisoning_row(lab).play("clipped", Budget(12, seconds=1), random)
+    assert found.scores == pytest.approx(np.full(12, -0.1)), "loud, though it does not pay"
+    assert len(lab.seeds[False]) == 12
+    assert lab.seeds[True]
+    assert not lab.seeds[True] & lab.seeds[False]
+
+
 def test_every_row_has_its_control_first(lab):
     assert [(row.id, row.arms[0]) for row in sum_rows(lab)] == [
         ("A1", "feigned dropout"),
