@@ -52,14 +52,21 @@ class Wish:
 
 
 def execute(path: Path, wish: Wish, command: str, console: Console) -> AttackReport:
-    """Attack the run in folder `path`; writes `attacks/` in it and its report anew."""
+    """Attack the run in folder `path`; writes `attacks/` in it and its report anew.
+
+    Plays the rows wished for, and judges them in one table with all that were played before in
+    the same tier. RunFolderError where an earlier row had other criteria than it has now.
+    """
     stages = Stages(console)
     run = AttackedRun.open(path, stages, wish.truth)
     if run.config.speed.threads:
         torch.set_num_threads(run.config.speed.threads)
     there, without = all_rows(run, wish.tier)
-    chosen, left = select(there, wish.attacks, wish.tier)
-    rows, blind = admit(run, chosen, asked=bool(wish.attacks))
+    kept = Kept(path, wish.tier)
+    before = [row for row in there if kept.holds(row)]
+    chosen, left = select(there, wish.attacks, wish.tier, before)
+    asked, blind = admit(run, chosen, asked=bool(wish.attacks))
+    rows = [row for row in there if row in asked or row in before]
     updates = isinstance(run, SumsRun) and run.sends_updates
     stated = {
         row.id: criteria_of(
@@ -67,9 +74,10 @@ def execute(path: Path, wish: Wish, command: str, console: Console) -> AttackRep
         )
         for row in rows
     }
-    kept = Kept(path, wish.tier)
     kept.state(stated.values())
-    played, missing = play_all(rows, stated, kept, wish.tier, wish.budget, stages)
+    played, missing = play_all(asked, stated, kept, wish.tier, wish.budget, stages)
+    # What earlier calls played is judged with the rest: no second call makes a leak disappear.
+    played = kept.all(rows) | played
     with stages.stage("Judge and write the report"):
         report = assemble(
             run,

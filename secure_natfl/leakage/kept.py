@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attacks.rows import Budget, Measured
+from attacks.rows import Budget, Measured, Row
 from protocols.errors import RunFolderError
 from secure_natfl.leakage.record import Criteria
 from secure_natfl.run_folder import load_arrays, save_arrays, write
@@ -57,6 +57,15 @@ class Kept:
                 )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write(file, json.dumps(list(stated.values()), indent=2).encode())
+
+    def holds(self, row: Row) -> bool:
+        """Whether any arm of a row was played."""
+        return any(self._stem(row.id, arm).with_suffix(".json").exists() for arm in row.arms)
+
+    def all(self, rows: Iterable[Row]) -> dict[tuple[str, str], Played]:
+        """All arms of these rows that were played, by (row, arm)."""
+        found = {(row.id, arm): self.load(row.id, arm) for row in rows for arm in row.arms}
+        return {key: one for key, one in found.items() if one is not None}
 
     def load(self, row: str, arm: str) -> Played | None:
         """An arm that was played, or None."""

@@ -90,7 +90,10 @@ class NotTested(Record):
 
 
 class AttackReport(Record):
-    """All attacks on one run, of one call of `natfl attack`."""
+    """All attacks on one run that were played in one tier, by the last call or before it.
+
+    command: the last call's.
+    """
 
     schema_version: Literal["1"] = "1"
     product_version: str

@@ -75,7 +75,7 @@ class Asked:
             run.folder.seeds.torch("central"),
             len(system.heads),
         )
-        load_network(central, run.folder.step(f"round-{number - 1:03d}") / "central.safetensors")
+        load_network(central, run.folder.intact(f"round-{number - 1:03d}") / "central.safetensors")
         return rows, logits_of(central, run.federation.naturals.images[rows])[:, 0]
 
 

@@ -29,11 +29,12 @@ _NEVER = (
 
 
 def select(
-    rows: Sequence[Row], wanted: Sequence[str], tier: Tier
+    rows: Sequence[Row], wanted: Sequence[str], tier: Tier, before: Sequence[Row] = ()
 ) -> tuple[list[Row], list[NotTested]]:
     """The rows asked for, or else all of the tier; and those left out, with the reason.
 
-    Raises ConfigError for a row that there is not.
+    before: rows that earlier calls played, which are not left out. Raises ConfigError for a row
+    that there is not.
     """
     known = [row.id for row in rows]
     for name in wanted:
@@ -51,7 +52,7 @@ def select(
             why="not asked for" if wanted else "the fast tier leaves it out",
         )
         for row in rows
-        if row not in chosen
+        if row not in chosen and row not in before
     ]
     return chosen, [*left, *_NEVER]
 

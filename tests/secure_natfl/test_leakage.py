@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from attacks.rows import Budget
@@ -106,6 +107,22 @@ def test_a_second_call_plays_nothing_again(folder, report):
     assert [row.arms for row in again.rows] == [row.arms for row in report.rows]
 
 
+def test_a_later_call_for_another_row_keeps_what_was_found(folder, report, tmp_path):
+    """A row stays in the table and in Holm's family; what is left of it is not played."""
+    run = copy(folder, tmp_path)
+    shutil.rmtree(run / "attacks")
+    for names in ("C2", "C2b"):
+        wish = Wish.read(names, "fast", None, 60.0)
+        both = execute(run, wish, f"natfl attack D --attacks {names}", quiet())
+    assert [row.criteria.id for row in both.rows] == ["C2", "C2b"]
+    assert all(arm.effect is not None for row in both.rows for arm in row.arms)
+    left = {one.what.split(":")[0] for one in both.not_tested}
+    assert "G1" in left
+    assert not {"C2", "C2b"} & left
+    page = (run / "attacks" / "attacks.html").read_text()
+    assert all(f'<th scope="row">{name}</th>' in page for name in ("C2", "C2b"))
+
+
 def test_the_command_prints_the_table_for_people_and_for_machines(folder, report, tmp_path):
     run = copy(folder, tmp_path)
     shown = CliRunner().invoke(app, ["attack", str(run), "--attacks", "C2"])
@@ -168,6 +185,16 @@ def test_a_changed_message_is_refused_in_one_line(folder, tmp_path):
     file.write_bytes(file.read_bytes()[:-70] + bytes(70))
     with pytest.raises(RunFolderError, match="bytes were changed") as refused:
         AttackedRun.open(run, Stages(quiet()))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_central_model_that_is_not_the_runs_is_refused(folder, tmp_path):
+    """Other weights of the same shapes, from which later rounds' heads would be taught."""
+    run = copy(folder, tmp_path)
+    file = run / "state" / "round-000" / "central.safetensors"
+    save_file({name: one + 1 for name, one in load_file(file).items()}, file)
+    with pytest.raises(RunFolderError, match="a finished step was changed") as refused:
+        _ = RunAnswers(AttackedRun.open(run, Stages(quiet())), 2).speakers
     assert "\n" not in str(refused.value)
 
 
@@ -319,6 +346,19 @@ def test_a_malicious_client_sends_what_its_arm_lets_through(lab):
     assert np.linalg.norm(shout["clipped"]) == pytest.approx(clip, rel=0.01)
     most = mechanism.limit * mechanism.step / mechanism.shards
     assert np.abs(shout["protected"]).max() == pytest.approx(most)
-    accuracies = [sums.central_accuracy("clipped", lambda one: -one, 1) for _ in range(2)]
+    accuracies = [
+        sums.central_accuracy("clipped", lambda one: -one, 1, shadow=False) for _ in range(2)
+    ]
     assert accuracies[0] == accuracies[1]
     assert 0 <= accuracies[0] <= 1
+
+
+def test_every_trial_of_poisoning_has_sites_of_its_own(lab):
+    """Two seeds, and the attacker's rehearsal; another play of one seed has its sites again."""
+    one, other, own = (
+        RunSumLab(lab).said(seed, shadow=shadow).clear
+        for seed, shadow in ((1, False), (2, False), (1, True))
+    )
+    assert np.abs(one - other).max() > 0.01
+    assert np.abs(one - own).max() > 0.01
+    assert (RunSumLab(lab).said(1, shadow=False).clear == one).all()
