@@ -2,7 +2,8 @@
 
 Criteria are a row's own and stand before any defended arm is played. A verdict fails closed: where
 the positive control did not succeed, a score is no number, the attack did worse than its own prior,
-or the interval is wider than the margin, nothing is concluded. No verdict says "secure".
+the interval is wider than the margin, or all trials gained the same, so that nobody can say what
+would have been noticed, nothing is concluded. No verdict says "secure".
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,9 @@ ALPHA: Final = 0.025
 
 LEVEL: Final = 1 - 2 * ALPHA
 
+NOTHING_SHOWN: Final = "nothing shown"
+"""The arm where no message exists to attack: there nothing can be noticed, and nothing is there."""
+
 
 class Verdict(StrEnum):
     """What a row says of one arm."""
@@ -29,6 +33,13 @@ class Verdict(StrEnum):
     NO_LEAK = "NO LEAK DETECTED"
     INCONCLUSIVE = "INCONCLUSIVE"
     CONTROL = "CONTROL"
+
+
+ALIKE: Final = (
+    "every trial gained the same, as where the attacker never leaves its prior, so that no power "
+    "can be stated"
+)
+"""Why an arm without any spread, but for `NOTHING_SHOWN`, concludes nothing."""
 
 
 @dataclass(frozen=True)
@@ -188,12 +199,12 @@ def _defended(
     if isinstance(found, _UnusableError):
         return Finding(row.id, arm, Verdict.INCONCLUSIVE, f"the arm {found}")
     p, power = adjusted[row.id, arm], found.evidence.power(row.margin, ALPHA / family)
-    verdict, why = _verdict(row, _control_failed(row, control), found, p, power)
+    verdict, why = _verdict(row, arm, _control_failed(row, control), found, p, power)
     return _finding(row, arm, verdict, why, found, p, power)
 
 
 def _verdict(
-    row: Row, failed: str, found: _Weighed, p: float, power: float | None
+    row: Row, arm: str, failed: str, found: _Weighed, p: float, power: float | None
 ) -> tuple[Verdict, str]:
     evidence = found.evidence
     if p <= ALPHA:
@@ -206,10 +217,12 @@ def _verdict(
         high = evidence.interval(LEVEL).high
         why = f"the effect may be as large as {high:.3g}, beyond the margin of {row.margin:g}"
         return Verdict.INCONCLUSIVE, why
-    known = "every trial gave the same, so that no power can be stated"
     if power is not None:
         known = f"one of that size would have been called a leak with probability {power:.2f}"
-    return Verdict.NO_LEAK, f"no effect of {row.margin:g} or more; {known}"
+        return Verdict.NO_LEAK, f"no effect of {row.margin:g} or more; {known}"
+    if arm == NOTHING_SHOWN:
+        return Verdict.NO_LEAK, "no message of this kind exists to attack"
+    return Verdict.INCONCLUSIVE, ALIKE
 
 
 def _finding(

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from attacks.rows import Measured, Row
-from attacks.verdicts import ALPHA, Verdict, judge
+from attacks.verdicts import ALPHA, NOTHING_SHOWN, Verdict, judge
 
 TRIALS = 80
 ROW = Row(
@@ -60,11 +60,21 @@ def test_no_leak_states_its_margin_and_power():
     assert f"{found.power:.2f}" in found.why
 
 
-def test_trials_that_are_all_alike_state_no_power():
-    alike = gains("shut", 0.0, spread=0.0)
-    found = verdicts(CONTROL, alike)["shut"]
-    assert (found.verdict, found.power) == (Verdict.NO_LEAK, None)
+@pytest.mark.parametrize("effect", [0.0, -0.1])
+def test_trials_that_are_all_alike_state_no_power_and_conclude_nothing(effect):
+    """An attacker that never left its prior, or left it by the same on every target."""
+    alike = gains("shut", effect, spread=0.0)
+    prior = {"prior": alike.scores, "another": alike.scores - effect}
+    found = verdicts(CONTROL, replace(alike, baselines=prior))["shut"]
+    assert (found.verdict, found.power) == (Verdict.INCONCLUSIVE, None)
     assert "no power can be stated" in found.why
+
+
+def test_where_no_message_exists_there_is_no_leak():
+    row = replace(ROW, arms=("open", NOTHING_SHOWN))
+    found = verdicts(CONTROL, gains(NOTHING_SHOWN, 0.0, spread=0.0), row=row)[NOTHING_SHOWN]
+    assert (found.verdict, found.power) == (Verdict.NO_LEAK, None)
+    assert "no message of this kind exists" in found.why
 
 
 def test_no_verdict_says_secure():
