@@ -125,20 +125,21 @@ def play_images(
     guesses, truths = [one[0] for one in played], [one[1] for one in played]
     others = guesses[-1:] + guesses[:-1]
     plain = [prior.guess(len(truth.images)) for truth in truths]
+    baselines = {}
     if attack.chance is not None:
-        baselines = {"chance": np.full(len(truths), attack.chance)}
-    else:
-        baselines = {
-            "prior": mean_scores(attack.score, plain, truths),
-            "another client's guess": mean_scores(attack.score, others, truths),
-        }
+        baselines["chance"] = np.full(len(truths), attack.chance)
+    if attack.statistic == "gain":
+        baselines["prior"] = mean_scores(attack.score, plain, truths)
+        baselines["another client's guess"] = mean_scores(attack.score, others, truths)
     scores = mean_scores(attack.score, guesses, truths)
     return Measured(
         arm=arm,
         scores=scores,
         baselines=baselines,
         clusters=np.array([truth.cluster for truth in truths]),
-        extra=told | mean_by_stage(scores, [one[2] for one in played]) | further(guesses, truths),
+        extra=told
+        | mean_by_stage(scores, [one[2] for one in played])
+        | further(guesses, plain, truths),
         pictures=shown(guesses, prior.mean, truths),
     )
 

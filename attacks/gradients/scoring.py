@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.gradients.laboratory import Truth
-from attacks.image_scores import identified, matched, nrmse, psnr, ssim
+from attacks.image_scores import identified, leakage_over_prior, matched, nrmse, psnr, ssim
 from attacks.rows import Floats
 
 _EXACT, _BEST_DB = 1e-4, 60.0
@@ -37,15 +37,26 @@ def _fitted(guess: Tensor, truth: Truth) -> Tensor:
     return guess[matched(guess, truth.images)]
 
 
-def further(guesses: Sequence[Tensor], truths: Sequence[Truth]) -> dict[str, float]:
-    """Figures that are shown and not judged: the best image, and how many are exact."""
-    pairs = [(_fitted(g, t), t.images) for g, t in zip(guesses, truths, strict=True)]
+def further(
+    guesses: Sequence[Tensor], blind: Sequence[Tensor], truths: Sequence[Truth]
+) -> dict[str, float]:
+    """Figures that are shown and not judged: the best image, and how many are exact.
+
+    blind: for every trial the best guess without looking, which RDLV compares the SSIM with.
+    """
+    pairs, usual = (
+        [(_fitted(guess, truth), truth.images) for guess, truth in zip(some, truths, strict=True)]
+        for some in (guesses, blind)
+    )
     errors = torch.cat([nrmse(*pair) for pair in pairs])
     decibels = torch.cat([psnr(*pair) for pair in pairs]).clamp_max(_BEST_DB)
+    similar, prior = (torch.cat([ssim(*pair) for pair in some]) for some in (pairs, usual))
     return {
+        "median NRMSE": float(errors.median()),
+        "median RDLV of SSIM": float(leakage_over_prior(similar, prior).nanmedian()),
         "share of exact images": float((errors < _EXACT).double().mean()),
         "median PSNR in dB": float(decibels.median()),
-        "highest SSIM": max(float(ssim(*pair).max()) for pair in pairs),
+        "highest SSIM": float(similar.max()),
         "identified": float(
             torch.cat(
                 [

@@ -54,10 +54,11 @@ class SimulatedLab:
     """Clients that hold `images` [N, *shape] in [0, 1] with labels int64[N].
 
     clusters: int64[N], images with the same one are of one patient. public: the attacker's own
-    images [P, *shape]. lures: among how many others a victim's image is identified, at most.
-    noise_multiplier: of the arm "dp-sgd", whose clip is the median norm of the gradients of eight
-    public images. Five networks of different seeds take turns. epochs: for so many on the private
-    images were they trained before, in turn as well; networks that a server crafts are not.
+    images [P, *shape], public_labels: int64[P], theirs. lures: among how many others a victim's
+    image is identified, at most. noise_multiplier: of the arm "dp-sgd", whose clip is the median
+    norm of the gradients of eight public images. Five networks of different seeds take turns.
+    epochs: for so many on the private images were they trained before, in turn as well; networks
+    that a server crafts are not.
 
     fedavg: four steps of rate 0.05, each on a whole batch. aggregated: ten clients, one step.
     dp-sgd: one step in which every image of the batch is a unit, at sampling rate 1. shared: what
@@ -68,6 +69,7 @@ class SimulatedLab:
     labels: Tensor
     clusters: NDArray[np.int64]
     public: Tensor
+    public_labels: Tensor
     classes: int
     factories: Mapping[Scene, Factory] = field(default_factory=lambda: NETWORKS)
     mean: float = 0.5
@@ -88,6 +90,12 @@ class SimulatedLab:
                 "clusters",
                 where="gradient laboratory",
                 fix=f"give at least {least} images, each with a label and a cluster",
+            )
+        if len(self.public) != len(self.public_labels):
+            raise ConfigError(
+                f"{len(self.public)} public images, {len(self.public_labels)} labels",
+                where="gradient laboratory",
+                fix="give every public image its label",
             )
         for images in (self.images, self.public):
             if not 0 <= float(images.min()) <= float(images.max()) <= 1:
@@ -115,10 +123,9 @@ class SimulatedLab:
     def rehearsals(
         self, scene: Scene, arm: Arm, count: int, random: np.random.Generator
     ) -> Iterator[Trial]:
-        """Clients of the public images, with labels that the attacker draws."""
-        labels = torch.from_numpy(random.integers(0, self.classes, len(self.public)))
+        """Clients of the public images with their labels."""
         clusters = np.arange(len(self.public), dtype=np.int64)
-        return self._played(scene, arm, count, random, self.public, labels, clusters)
+        return self._played(scene, arm, count, random, self.public, self.public_labels, clusters)
 
     def _played(
         self,

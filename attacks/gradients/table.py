@@ -46,7 +46,7 @@ _SAME: Final = 1e-2  # relative error below which an image of an imprint counts 
 def gradient_rows(lab: GradientLab) -> tuple[Row, ...]:
     """All rows that `lab` can play, margins and controls fixed; called before anything is played.
 
-    G1, G2, G4 and G5a are closed forms, and fast; the others optimise.
+    G1, G1i, G2, G4 and G5a are closed forms; the others optimise.
     """
     found = Memory()  # G3 and G3i score the same guesses
     rows = [
@@ -116,6 +116,7 @@ def _recovered(guess: Tensor, truth: Truth) -> Tensor:
 _OPTIMISED: Final[dict[str, Way]] = {
     attack.name: partial(_inverted, attack) for attack in (WARM, SMOOTH, INVERTING, SEE_THROUGH)
 }
+_LINEAR: Final[dict[str, Way]] = {"weights over bias": lambda seen, _: image_of_linear(seen)}
 _ATTACKS: Final = (
     ImageAttack(
         id="G1",
@@ -123,10 +124,23 @@ _ATTACKS: Final = (
         scene="linear",
         view="gradients of one image",
         metric="SSIM",
-        ways={"weights over bias": lambda seen, _: image_of_linear(seen)},
+        ways=_LINEAR,
         score=_similarity,
         cheap=True,
         tier="fast",
+    ),
+    ImageAttack(
+        id="G1i",
+        title="Image behind a first linear layer, found again among 50",
+        scene="linear",
+        view="gradients of one image",
+        metric="share of images whose guess is nearest to them, among 50 of the same source",
+        ways=_LINEAR,
+        score=_picked,
+        control_margin=0.5,
+        shrunk=False,
+        cheap=True,
+        chance=0.02,
     ),
     ImageAttack(
         id="G3",

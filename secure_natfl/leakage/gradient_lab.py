@@ -45,15 +45,19 @@ def gradient_lab(run: AttackedRun, tier: Tier = "full") -> SimulatedLab:
     """
     sites = _alike(run)
     private = joined([site.train for site in sites])
-    public = torch.cat([site.test.images for site in sites])
+    public = joined([site.test for site in sites])
     names = [f"{site.hospital}/{patient}" for site in sites for patient in site.train_patients]
     _, clusters = np.unique(names, return_inverse=True)
-    attacked, chosen = _some(len(private.images), _MOST_PRIVATE), _some(len(public), _MOST_PUBLIC)
+    attacked, chosen = (
+        _some(len(private.images), _MOST_PRIVATE),
+        _some(len(public.images), _MOST_PUBLIC),
+    )
     return SimulatedLab(
         images=_shown(private.images[attacked]),
         labels=private.targets.argmax(1)[attacked],
         clusters=clusters.reshape(-1).astype(np.int64)[attacked],
-        public=_shown(public[chosen]),
+        public=_shown(public.images[chosen]),
+        public_labels=public.targets.argmax(1)[chosen],
         mean=MEAN,
         deviation=DEVIATION,
         classes=len(sites[0].task.classes),

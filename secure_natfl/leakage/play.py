@@ -43,7 +43,7 @@ TARGETS: Final[Mapping[Tier, Mapping[str, int]]] = {
 }
 """Rows that need other numbers of trials than the tier's for their margin, or can pay for fewer."""
 
-_SAME_DRAWS: Final = {"G3i": "G3"}
+_SAME_DRAWS: Final = {"G1i": "G1", "G3i": "G3"}
 """Rows that score the guesses of another, and so draw as it does."""
 
 

@@ -23,6 +23,7 @@ _BY_ROW: Final = {
     "C3": _CIPHERTEXTS,
     "L3": "ε is no smaller than what is stated",
     "G1": _NO_GRADIENTS,
+    "G1i": _NO_GRADIENTS,
     "G2": _NO_GRADIENTS,
     "G3": _NO_GRADIENTS,
     "G3i": _NO_GRADIENTS,

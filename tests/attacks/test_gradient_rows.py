@@ -45,6 +45,7 @@ def laboratory(seed: int = 0, **changes) -> SimulatedLab:
         labels=torch.from_numpy(random.integers(0, 4, 120)),
         clusters=np.arange(120) // 2,
         public=pictures(120, seed + 1),
+        public_labels=torch.from_numpy(random.integers(0, 4, 120)),
         classes=4,
         random=random.bytes,
         **changes,
@@ -62,7 +63,7 @@ def flat(trial: Trial) -> torch.Tensor:
 
 def test_rows_fix_their_criteria_before_anything_is_played():
     rows = gradient_rows(laboratory())
-    assert [row.id for row in rows] == ["G1", "G3", "G3i", "G4", "G5a", "G5b", "G2"]
+    assert [row.id for row in rows] == ["G1", "G1i", "G3", "G3i", "G4", "G5a", "G5b", "G2"]
     assert all(row.arms == (*ARMS, "nothing shown") for row in rows)
     assert all(0 < row.margin < row.control_margin for row in rows)
     own = gradient_rows(laboratory(shared=Shared(sites=2, images=8)))
@@ -75,6 +76,37 @@ def test_closed_forms_succeed_undefended(row, control):
     assert found.scores.shape == found.clusters.shape == (12,)
     assert found.scores.mean() > control
     assert all(found.scores.mean() > base.mean() + 0.1 for base in found.baselines.values())
+
+
+def test_what_the_mean_image_hides_is_found_again_among_fifty():
+    """Several local steps spoil the likeness; whose image it is, may still show."""
+    found = play("G1i", "fedavg", replace(BUDGET, targets=40))
+    assert set(found.baselines) == {"chance", "prior", "another client's guess"}
+    assert set(np.unique(4 * found.scores)) <= {0, 1, 2, 3, 4}, "of four images of a client"
+    assert found.scores.mean() > max(base.mean() for base in found.baselines.values())
+
+
+def test_rehearsals_carry_the_labels_of_the_attackers_images():
+    lab = laboratory()
+    known = {
+        one.numpy().tobytes(): int(label)
+        for one, label in zip(lab.public, lab.public_labels, strict=True)
+    }
+    for trial in lab.rehearsals("batch", "undefended", 3, np.random.default_rng(0)):
+        said = [known[one.numpy().tobytes()] for one in trial.truth.images]
+        assert said == trial.truth.labels.tolist()
+
+
+def test_a_guess_is_also_held_against_the_prior_in_its_own_unit():
+    """RDLV, (s − p)/p: 0 for the prior itself, 1/p − 1 for the image."""
+    lab = laboratory()
+    found = play("G4", "undefended", replace(BUDGET, targets=4), lab)
+    priors = found.baselines["prior"]
+    gains = sorted(1 / priors[priors > 0] - 1)
+    assert gains[0] * 0.99 < found.extra["median RDLV of SSIM"] < gains[-1] * 1.01
+    assert found.extra["median NRMSE"] < 0.01
+    blind = play("G4", "nothing shown", replace(BUDGET, targets=4), lab)
+    assert blind.extra["median RDLV of SSIM"] == 0
 
 
 def test_networks_are_attacked_before_and_after_training():
@@ -251,5 +283,7 @@ def test_a_laboratory_needs_enough_images_in_range():
         replace(laboratory(), images=(pictures(120, 0) - 0.5) / 0.25)
     with pytest.raises(ConfigError, match="at least 80"):
         replace(laboratory(), images=pictures(20, 0))
+    with pytest.raises(ConfigError, match="120 public images, 119 labels"):
+        replace(laboratory(), public_labels=torch.zeros(119))
     with pytest.raises(ConfigError, match="no arm"):
         play("G1", "imagined")

@@ -139,8 +139,8 @@ def test_what_a_run_itself_shows_is_attacked_before_what_stands_beside_it(tmp_pa
 
 
 def test_rows_that_score_the_same_guesses_draw_alike():
-    seeds = {name: criteria_of(row(None, name), "run").seed for name in ("G3", "G3i", "G1")}
-    assert seeds["G3"] == seeds["G3i"] != seeds["G1"]
+    seeds = {name: criteria_of(row(None, name), "run").seed for name in ("G3", "G3i", "G1", "G1i")}
+    assert seeds["G3"] == seeds["G3i"] != seeds["G1"] == seeds["G1i"]
 
 
 def test_an_attack_that_breaks_down_is_no_attack_that_failed(tmp_path):
