@@ -62,7 +62,8 @@ def admit(
 ) -> tuple[list[Row], list[NotTested]]:
     """The rows whose adversary sees in this run's messages what it needs, and the others.
 
-    A positive control's clear contributions are the laboratory's to show. asked: a person named
+    Clear contributions are looked for in no run: only G1 to G5 ask for them, whose clients are the
+    laboratory's in every arm but `nothing shown`. asked: a person named
     the rows, and one that lacks something is refused: ThreatError.
     """
     seen = capabilities(run.transcript.view([NETWORK])) | {Capability.CLEAR_CONTRIBUTIONS}

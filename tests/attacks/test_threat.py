@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from attacks.threat import Capability, Coalition, ThreatError, ThreatModel, capabilities
+from attacks.threat import Capability, capabilities
 from protocols.chain import SigningKey
 from protocols.envelope import seal
 from protocols.messages import Contribution, Floors, Group, Opening, RoundPlan
@@ -62,31 +62,3 @@ def test_ciphertexts_are_not_clear(tmp_path):
         sent = Contribution(**AT, sender="a", plan="2" * 64, group="g", body=bytes(20))
         record.append(seal(sent, KEY), "a", ("server",))
         assert Capability.CLEAR_CONTRIBUTIONS not in capabilities(record.view({"server"}))
-
-
-def model(*needs, knows=(), members=("server",)):
-    coalition = Coalition(frozenset(members))
-    return ThreatModel("label inference", coalition, frozenset(needs), frozenset(knows))
-
-
-def test_an_attack_whose_adversary_has_what_it_needs_is_admitted(transcript):
-    threat = model(Capability.AGGREGATES, Capability.PLANS, knows=["proxies"])
-    threat.admit(threat.coalition.view(transcript), {"proxies": np.zeros(3)})
-
-
-def test_what_is_missing_or_undeclared_refuses_the_attack(transcript):
-    view = transcript.view({"server"})
-    refusals = [
-        (model(Capability.WEIGHTED_SUMS), view, (), "does not see weighted sums"),
-        (model(members=["server", "a"]), view, (), "view is that of server"),
-        (model(knows=["proxies"]), view, (), "missing: \\['proxies'\\]"),
-        (model(), view, ("labels",), "undeclared: \\['labels'\\]"),
-    ]
-    for threat, seen, knowledge, why in refusals:
-        with pytest.raises(ThreatError, match=why):
-            threat.admit(seen, knowledge)
-
-
-def test_a_coalition_says_who_and_how():
-    assert str(Coalition(frozenset({"server", "a"}))) == "a + server (honest but curious)"
-    assert str(Coalition(frozenset({"network"}), active=True)) == "network (active)"
