@@ -129,11 +129,13 @@ def test_a_student_of_linear_answers_says_what_the_model_says(random):
 
 def test_clear_answers_give_label_shares_and_noised_ones_the_prior(lab, random):
     row = label_row(lab, SHADOWS)
-    found = verdicts(row, played(row, row.arms, 48, random), random)
+    measured = played(row, row.arms, 48, random)
+    found = verdicts(row, measured, random)
     assert found["clear"].verdict is Verdict.CONTROL
     assert found["clipped"].verdict is Verdict.LEAKS
-    assert found["noised"].verdict is Verdict.NO_LEAK
-    assert found["protected"].verdict is Verdict.NO_LEAK
+    for arm in ("noised", "protected"):
+        assert (measured["L1", arm].scores == measured["L1", arm].baselines["prior"]).all()
+        assert found[arm].verdict is Verdict.INCONCLUSIVE, "it never left the prior"
     assert found["clear"].baseline == "prior"
 
 

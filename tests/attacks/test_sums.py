@@ -50,8 +50,10 @@ def test_two_sums_that_differ_by_a_client_give_it_away_exactly(lab, random):
     row = difference_row(lab)
     measured = played(row, 10, random)
     assert measured["A1", "feigned dropout"].extra["largest relative error"] < 1e-6
+    shut = measured["A1", "protected"]
+    assert shut.scores == pytest.approx(shut.baselines["the one sum"], abs=1e-12)
     found = verdicts(row, measured, random)
-    assert found == {"feigned dropout": Verdict.CONTROL, "protected": Verdict.NO_LEAK}
+    assert found == {"feigned dropout": Verdict.CONTROL, "protected": Verdict.INCONCLUSIVE}
 
 
 @pytest.mark.parametrize(
@@ -117,9 +119,11 @@ def test_probes_read_weights_from_a_quotient_and_not_from_fresh_rows(lab, random
     row = probing_row(lab)
     measured = played(row, 24, random)
     assert measured["A12", "quotient shown"].scores.min() > 0.999
+    shut = measured["A12", "protected"]
+    assert (shut.scores == shut.baselines["reading one round"]).all(), "it stays with that"
     assert verdicts(row, measured, random) == {
         "quotient shown": Verdict.CONTROL,
-        "protected": Verdict.NO_LEAK,
+        "protected": Verdict.INCONCLUSIVE,
     }
 
 
