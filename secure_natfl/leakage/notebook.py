@@ -165,8 +165,13 @@ class SlotsRound:
         return self._ring.unpack(body, self._ring.blocks(self._size), primes)[:, :, 0]
 
 
-def exact_sum(run: AttackedRun) -> tuple[Sequence[Published], Any]:
-    """A sum of exact integers in the run's own mode, as it is published, and the key behind it."""
+def exact_sum(run: AttackedRun) -> tuple[Sequence[Published], Any] | None:
+    """A sum of exact integers in the run's own mode, as it is published, and the key behind it.
+
+    None where the run has no such sums: in the clear, and in slots.
+    """
+    if run.config.mode in ("plain/none", "slots/shared"):
+        return None
     sites = next(iter(run.terms.groups.values()))
     alphas = tuple(run.terms.alphas[site] for site in sites)
     keys = RunKeys(run.config.mode, run.terms.preset, alphas, Releases.of(run))

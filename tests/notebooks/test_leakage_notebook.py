@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,25 @@ def test_both_files_hold_the_same_cells_and_no_outputs():
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert len(code) <= 15
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+
+
+@pytest.mark.nightly
+def test_of_a_run_in_the_clear_it_claims_neither_key_nor_epsilon(folder):
+    """No key of the run, which has none; no panel at another ε; no noise of the run."""
+    run = folder / "plain"
+    options = ("aggregation.kind=plain", "privacy.mechanism=none", "run.baselines=false")
+    words = [part for one in options for part in ("--set", one)]
+    command = [sys.executable, "-m", "secure_natfl", "run", "smoke", *words, "--out", str(run)]
+    around = surroundings(folder) | {"NATFL_RUN": str(run)}
+    subprocess.run(command, env=around, cwd=folder, capture_output=True, check=True)
+    played = subprocess.run(
+        [sys.executable, "-c", PLAY, str(SCRIPT)],
+        env=around, cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    figures = json.loads(played.stdout.splitlines()[-1])
+    assert not [name for name in figures if "exact integers" in name]
+    assert not [name for name in figures if re.search(r"ε = [0-9]", name)]
+    assert "plain/none has no sum of exact integers under a key" in played.stdout
 
 
 @pytest.mark.nightly
