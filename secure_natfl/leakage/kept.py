@@ -1,6 +1,6 @@
 """What an attack keeps on disk: criteria before anything is played, then arm after arm.
 
-RUN/attacks/criteria.json          every row's criteria, as stated first
+RUN/attacks/criteria.json          every row's criteria, as stated first, and each try at an arm
 RUN/attacks/<tier>/<row>/<arm>.*   what an arm scored, and at what cost
 """
 
@@ -11,15 +11,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from attacks.rows import Budget, Measured, Row
 from protocols.errors import RunFolderError
+from secure_natfl import __version__
 from secure_natfl.leakage.record import Criteria
 from secure_natfl.run_folder import load_arrays, save_arrays, write
 
-_BASELINE = "baseline:"
+_BASELINE, _TRIES = "baseline:", "tries"
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,37 @@ class Kept:
 
         Raises RunFolderError where a row was stated otherwise before: its arms may have been seen.
         """
-        file = self.folder / "criteria.json"
-        stated = {
-            one["id"]: one for one in (json.loads(file.read_text("utf-8")) if file.exists() else [])
-        }
+        stated = self._stated()
         for row in criteria:
             fresh = row.model_dump(mode="json")
-            if stated.setdefault(row.id, fresh) != fresh:
+            before = stated.setdefault(row.id, fresh)
+            if {name: one for name, one in before.items() if name != _TRIES} != fresh:
                 raise RunFolderError(
                     f"the criteria of {row.id} are not those that were stated first",
-                    where=str(file),
+                    where=str(self._file),
                     why="criteria that follow results prove nothing",
                     fix="move the folder away and play all arms anew",
                 )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write(file, json.dumps(list(stated.values()), indent=2).encode())
+        self._write(stated)
+
+    def begin(self, row: str, arm: str, budget: Budget) -> None:
+        """Note, before an arm is played, what it may spend and by which version; tries add up."""
+        stated = self._stated()
+        tries = stated[row].setdefault(_TRIES, [])
+        tries.append({"tier": self._tier, "arm": arm, **asdict(budget), "version": __version__})
+        self._write(stated)
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "criteria.json"
+
+    def _stated(self) -> dict[str, dict[str, Any]]:
+        rows = json.loads(self._file.read_text("utf-8")) if self._file.exists() else []
+        return {one["id"]: one for one in rows}
+
+    def _write(self, stated: dict[str, dict[str, Any]]) -> None:
+        write(self._file, json.dumps(list(stated.values()), indent=2).encode())
 
     def holds(self, row: Row) -> bool:
         """Whether any arm of a row was played."""

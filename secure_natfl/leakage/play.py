@@ -106,6 +106,7 @@ def play_all(
         allowed = replace(budget, seconds=share, targets=targets)
         random = np.random.default_rng(stated[row.id].seed)
         with stages.stage(row.id, f"{arm} (at most {duration(left)} left)"):
+            kept.begin(row.id, arm, allowed)
             try:
                 played[row.id, arm] = _play(row, arm, allowed, random)
                 kept.save(row.id, played[row.id, arm])

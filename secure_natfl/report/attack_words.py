@@ -12,7 +12,7 @@ READS = {
     Verdict.NO_LEAK: "This attack, with this budget, gained less than the margin. It is no proof "
     "that none could.",
     Verdict.INCONCLUSIVE: "Nothing is concluded: the control failed, the interval is wider than "
-    "the margin, or the attack did not work as it should.",
+    "the margin, or the attack did not work as it should or never left its prior.",
     Verdict.CONTROL: "The undefended arm, on which the attack had to succeed and did.",
 }
 

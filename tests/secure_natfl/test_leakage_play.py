@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from attacks.threat import Capability
 from attacks.verdicts import Verdict
 from protocols.errors import ConfigError, RunFolderError
 from protocols.promises import PROMISES
+from secure_natfl import __version__
 from secure_natfl.leakage.assemble import roc
 from secure_natfl.leakage.kept import Kept
 from secure_natfl.leakage.play import criteria_of, judged, play_all
@@ -76,6 +77,10 @@ def test_criteria_are_on_disk_before_anything_is_played(tmp_path):
 
     def looking(arm, budget, random):
         stated = json.loads((tmp_path / "attacks" / "criteria.json").read_text())
+        tried = stated[0]["tries"][-1]
+        assert tried["arm"] == arm
+        assert (tried["tier"], tried["version"]) == ("fast", __version__)
+        assert {name: tried[name] for name in asdict(budget)} == asdict(budget)
         seen.append((arm, stated[0]["margin"], stated[0]["control_margin"]))
         return Attack()(arm, budget, random)
 

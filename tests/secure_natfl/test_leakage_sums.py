@@ -79,7 +79,7 @@ def hidden(played):
 def test_rows_on_keys_and_updates_are_there_and_the_rest_is_listed(hidden):
     assert isinstance(hidden, SumsRun)
     rows, without = all_rows(hidden, "full")
-    names = {"C1", "C2", "C2b", "C3", "G1", "G2", "G3", "G3i", "G4", "G5a", "G5b"}
+    names = {"C1", "C2", "C2b", "C3", "G1", "G1i", "G2", "G3", "G3i", "G4", "G5a", "G5b"}
     assert {row.id for row in rows} == names
     updates = [row for row in rows if row.id.startswith("G")]
     assert all(row.arms[0] == "undefended" and row.arms[-1] == "protected" for row in updates)
