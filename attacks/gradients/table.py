@@ -159,7 +159,6 @@ _ATTACKS: Final = (
         metric="share of images whose guess is nearest to them, among 50 of the same source",
         ways=_OPTIMISED,
         score=_picked,
-        statistic="rate",
         control_margin=0.5,
         shrunk=False,
         chance=0.02,

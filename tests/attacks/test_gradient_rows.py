@@ -19,6 +19,7 @@ from attacks.gradients.simulated import ARMS, NETWORKS, SimulatedLab
 from attacks.gradients.table import gradient_rows
 from attacks.priors import Prior
 from attacks.rows import Budget
+from attacks.verdicts import judge
 from protocols.errors import ConfigError
 
 BUDGET = Budget(targets=12, seconds=60, restarts=2, iterations=60)
@@ -84,6 +85,16 @@ def test_what_the_mean_image_hides_is_found_again_among_fifty():
     assert set(found.baselines) == {"chance", "prior", "another client's guess"}
     assert set(np.unique(4 * found.scores)) <= {0, 1, 2, 3, 4}, "of four images of a client"
     assert found.scores.mean() > max(base.mean() for base in found.baselines.values())
+
+
+def test_clients_of_several_images_are_judged_by_how_many_are_found_again():
+    """Shares of a client's images are no successes of 0 or 1, which a rate would ask for."""
+    lab = laboratory()
+    row = next(one for one in gradient_rows(lab) if one.id == "G3i")
+    budget = Budget(targets=8, seconds=60, restarts=1, iterations=2)
+    played = {("G3i", arm): row.play(arm, budget, np.random.default_rng(0)) for arm in row.arms[:2]}
+    found = {one.arm: one for one in judge([row], played, np.random.default_rng(0))}
+    assert found["fedavg"].effect is not None
 
 
 def test_rehearsals_carry_the_labels_of_the_attackers_images():
