@@ -53,8 +53,8 @@ CHOSEN: Final[dict[str, Arm]] = {
     "local": {"learning_rate": 3e-3},
     "fedavg": {"learning_rate": 3e-3},
     "fedprox": {"learning_rate": 3e-3, "proximal": 0.1},
-    "fedbn": {"learning_rate": 3e-3, "keep_norms": True},
-    "fedmic": {"learning_rate": 3e-3, "rank": 4},
+    "fedbn": {"learning_rate": 1e-2, "keep_norms": True},
+    "fedmic": {"learning_rate": 1e-2, "rank": 4},
 }
 """The best trial of each arm on the validation parts, as `tune` found it."""
 

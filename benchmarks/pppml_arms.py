@@ -29,7 +29,7 @@ ROUNDS: Final = 10
 
 _FOLDS: Final = 5
 
-FEDAVG: Final[dict[str, Any]] = {"kind": "fedavg", "local_epochs": 2, "learning_rate": 3.2e-2}
+FEDAVG: Final[dict[str, Any]] = {"kind": "fedavg", "local_epochs": 2, "learning_rate": 8e-3}
 PPPML: Final[dict[str, Any]] = {
     "kind": "pppml-hmi",
     "local_epochs": 2,
