@@ -44,10 +44,14 @@ class Worst:
 
 @dataclass(frozen=True)
 class Choice:
-    """What to take of the settings whose ε is of the same, and why, one sentence each."""
+    """What to take of the settings whose ε is of the same, and why, one sentence each.
+
+    shown: whether it is shown to lose no more than `MARGIN`; else it is the best of them, no more.
+    """
 
     given: Guarantee
     chosen: Worst
+    shown: bool
     why: tuple[str, ...]
 
 
@@ -131,7 +135,7 @@ def _choice(analysis: Analysis, given: Guarantee, noised: Sequence[Worst], best:
             f"{_loss(chosen, best):.3f} (one-sided 95 %)."
         )
     meant = f"ε of {chosen.setting.arm} is of {given.words}."
-    return Choice(given, chosen, (meant, says, *_against_local(analysis, chosen)))
+    return Choice(given, chosen, bool(near), (meant, says, *_against_local(analysis, chosen)))
 
 
 def _loss(one: Worst, best: Worst) -> float:

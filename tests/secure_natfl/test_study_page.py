@@ -68,6 +68,7 @@ def test_the_smallest_epsilon_that_loses_little_is_taken(played):
     _, _, analysis = played({2.0: 0.3, 8.0: 2.0, math.inf: 2.05})
     advice = advise(analysis, worst_of(analysis))
     (choice,) = advice.choices
+    assert choice.shown
     assert choice.chosen.setting.epsilon == 8
     assert any("the federation is better there" in reason for reason in advice.reasons)
 
@@ -76,6 +77,7 @@ def test_where_every_epsilon_loses_much_it_says_so(played):
     _, _, analysis = played({2.0: 0.2, 8.0: 0.4, math.inf: 3.0}, local=3.0)
     advice = advise(analysis, worst_of(analysis))
     (choice,) = advice.choices
+    assert not choice.shown
     assert choice.chosen.setting.epsilon == 8
     assert any(f"at most {MARGIN}" in r and "No finite ε" in r for r in advice.reasons)
     assert any("training alone is better there" in reason for reason in advice.reasons)
