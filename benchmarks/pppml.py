@@ -141,7 +141,9 @@ def _by_seed(rows: list[dict[str, str]], arm: str) -> dict[str, float]:
 
 
 def _gain(ours: dict[str, float], theirs: dict[str, float]) -> str:
-    off = [100 * (ours[seed] - theirs[seed]) for seed in ours]
+    off = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
+    if not off:
+        return "not played"
     mean = statistics.mean(off)
     if len(off) < 2:
         return f"{mean:+.1f}"
